@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: setup lint test test-slow parity-full clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(INSTALLED)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m "not slow and not full"
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+parity-full: $(INSTALLED)
+	$(BIN)/pytest -m full -s
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,1 @@
+"""IndexTTS2: zero-shot voice cloning with emotion."""

@@ -1,0 +1,1 @@
+"""Model directories: layout, loading, conversion, download."""

@@ -1,0 +1,1 @@
+"""Emotion matrix, blending, words to vector."""

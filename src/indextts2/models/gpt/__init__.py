@@ -1,0 +1,1 @@
+"""UnifiedVoice: conditioners, GPT-2 stack, generation."""

@@ -1,0 +1,1 @@
+"""Semantic codes and latents to mel: length regulator, DiT, flow matching."""

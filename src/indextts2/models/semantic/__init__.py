@@ -1,0 +1,1 @@
+"""w2v-BERT 2.0 encoder and the semantic codec."""

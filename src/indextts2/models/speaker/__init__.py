@@ -1,0 +1,1 @@
+"""CAMPPlus speaker encoder."""

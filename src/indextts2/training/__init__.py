@@ -1,0 +1,1 @@
+"""The recipe of the embedded voice, and fine-tuning."""
