@@ -1,0 +1,77 @@
+"""Sizes of the embedded voice: one place that every training stage and the packaging read.
+
+The numbers are chosen so that all shipped weights fit into 38 MB in half precision and every stage trains on two CPU
+cores; `phoneme` text, 512 codes at 50 Hz, 80 mel bands at 22.05 kHz as in the full system.
+"""
+
+from __future__ import annotations
+
+from indextts2.config import (
+    BigVGANConfig,
+    CampPlusConfig,
+    ConformerConfig,
+    DiTConfig,
+    GPTConfig,
+    LengthRegulatorConfig,
+    ModelConfig,
+    S2MelConfig,
+    SemanticCodecConfig,
+    W2VBertConfig,
+    WaveNetConfig,
+    check_consistency,
+)
+from indextts2.text.phonemes import VOCABULARY_SIZE
+
+FEATURE_SIZE = 192
+CODEBOOK_SIZE = 512
+STYLE_SIZE = 192
+# Encoder layers that are trained; only the first `semantic_output_layer` of them ship.
+TRAINED_ENCODER_LAYERS = 5
+
+
+def _conditioner(blocks: int, heads: int) -> ConformerConfig:
+    return ConformerConfig(
+        output_size=96, linear_units=256, attention_heads=heads, num_blocks=blocks, perceiver_depth=1,
+        perceiver_head_dim=32, kernel_size=15,
+    )  # fmt: skip
+
+
+def embedded_model_config() -> ModelConfig:
+    """The configuration of the embedded voice; consistent by construction and checked."""
+    gpt = GPTConfig(
+        model_dim=256, layers=6, heads=4, max_mel_tokens=800, max_text_tokens=400,
+        number_text_tokens=VOCABULARY_SIZE, number_mel_codes=CODEBOOK_SIZE + 2,
+        start_mel_token=CODEBOOK_SIZE, stop_mel_token=CODEBOOK_SIZE + 1,
+        condition_module=_conditioner(blocks=2, heads=4), emo_condition_module=_conditioner(blocks=1, heads=4),
+        condition_input_dim=FEATURE_SIZE, condition_latents=8, emotion_latent_dim=96, skips_first_mel_position=False,
+    )  # fmt: skip
+    s2mel = S2MelConfig(
+        style_dim=STYLE_SIZE,
+        length_regulator=LengthRegulatorConfig(channels=192, in_channels=FEATURE_SIZE),
+        dit=DiTConfig(hidden_dim=192, num_heads=3, depth=5, content_dim=192, block_size=4096),
+        wavenet=WaveNetConfig(hidden_dim=192, num_layers=4),
+        latent_projection=(64, 32),
+        steps=10,
+    )  # fmt: skip
+    config = ModelConfig(
+        gpt=gpt,
+        semantic_codec=SemanticCodecConfig(
+            codebook_size=CODEBOOK_SIZE, hidden_size=FEATURE_SIZE, codebook_dim=8, vocos_dim=128,
+            vocos_intermediate_dim=384, vocos_num_layers=4,
+        ),
+        s2mel=s2mel,
+        w2v_bert=W2VBertConfig(
+            hidden_size=FEATURE_SIZE, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512,
+        ),
+        campplus=CampPlusConfig(
+            embedding_size=STYLE_SIZE, head_channels=16, initial_channels=64, bottleneck_channels=64,
+            block_layers=(4, 8, 6),
+        ),
+        bigvgan=BigVGANConfig(
+            upsample_initial_channel=192, use_bias_at_final=False, use_tanh_at_final=False,
+        ),
+        emo_num=(1,) * 8,
+        semantic_output_layer=4,
+        tokenizer="phoneme",
+    )  # fmt: skip
+    return check_consistency(config)
