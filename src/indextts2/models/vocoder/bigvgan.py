@@ -1,0 +1,145 @@
+"""BigVGAN v2: log-mel spectrogram -> waveform.
+
+Legend: B batch, M mel bands, F mel frames, C channels, T samples at the rate of a stage, U hop (samples per frame).
+
+Source: BigVGAN (Lee et al., 2023), spec 08.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from indextts2.config import BigVGANConfig
+from indextts2.errors import ConfigError, UsageError
+from indextts2.models.vocoder.activation import REACH, Activation
+
+OUTER_KERNEL = 7
+
+
+class AMPBlock(nn.Module):
+    """Residual units of activation, dilated convolution, activation, convolution: (B,C,T) -> (B,C,T)."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], logscale: bool) -> None:
+        super().__init__()
+
+        def conv(dilation: int) -> nn.Conv1d:
+            return nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2)
+
+        self.convs1 = nn.ModuleList(conv(d) for d in dilations)
+        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+        self.activations = nn.ModuleList(Activation(channels, logscale) for _ in range(2 * len(dilations)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for n, (dilated, plain) in enumerate(zip(self.convs1, self.convs2, strict=True)):
+            t = dilated(self.activations[2 * n](x))
+            t = plain(self.activations[2 * n + 1](t))
+            x = t.add_(x)
+        return x
+
+
+def _check(config: BigVGANConfig) -> None:
+    if len(config.upsample_rates) != len(config.upsample_kernel_sizes):
+        raise ConfigError(
+            f"upsample_rates {config.upsample_rates} and upsample_kernel_sizes {config.upsample_kernel_sizes} "
+            "must be of one length"
+        )
+    if len(config.resblock_kernel_sizes) != len(config.resblock_dilation_sizes):
+        raise ConfigError(
+            f"resblock_kernel_sizes {config.resblock_kernel_sizes} and resblock_dilation_sizes "
+            f"{config.resblock_dilation_sizes} must be of one length"
+        )
+    for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+        if kernel < rate or (kernel - rate) % 2:
+            raise ConfigError(f"an up-sampling kernel of {kernel} does not lengthen exactly by its rate {rate}")
+    for kernel in config.resblock_kernel_sizes:
+        if kernel % 2 == 0:
+            raise ConfigError(f"resblock_kernel_sizes must be odd, not {kernel}")
+    if config.upsample_initial_channel % 2 ** len(config.upsample_rates):
+        raise ConfigError(
+            f"upsample_initial_channel {config.upsample_initial_channel} cannot be halved "
+            f"{len(config.upsample_rates)} times"
+        )
+
+
+class BigVGAN(nn.Module):
+    """Generator of BigVGAN with its convolution weights folded (no weight norm)."""
+
+    # Constant filters, which the official module stores: computed here instead.
+    UNUSED_KEYS: tuple[str, ...] = (r"(.+\.)?(upsample\.filter|downsample\.lowpass\.filter)",)
+
+    def __init__(self, config: BigVGANConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        channels = config.upsample_initial_channel
+        self.conv_pre = nn.Conv1d(config.num_mels, channels, OUTER_KERNEL, padding=OUTER_KERNEL // 2)
+        self.ups = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+            up = nn.ConvTranspose1d(channels, channels // 2, kernel, rate, padding=(kernel - rate) // 2)
+            # The official module wraps each one in a list of its own: keys `ups.<stage>.0`.
+            self.ups.append(nn.Sequential(up))
+            channels //= 2
+            for width, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True):
+                self.resblocks.append(AMPBlock(channels, width, dilations, config.snake_logscale))
+        self.activation_post = Activation(channels, config.snake_logscale)
+        self.conv_post = nn.Conv1d(channels, 1, OUTER_KERNEL, padding=OUTER_KERNEL // 2, bias=config.use_bias_at_final)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Natural-log mel (B,M,F) float32 -> waveform (B,1,U*F) in [-1, 1]."""
+        x = self.conv_pre(mel)
+        blocks_per_stage = len(self.config.resblock_kernel_sizes)
+        for stage, up in enumerate(self.ups):
+            x = up(x)
+            first = stage * blocks_per_stage
+            # Always summed in the order of the kernels, so that results do not depend on scheduling.
+            total = self.resblocks[first](x)
+            for block in self.resblocks[first + 1 : first + blocks_per_stage]:
+                total = total.add_(block(x))
+            x = total.div_(blocks_per_stage)
+        x = self.conv_post(self.activation_post(x))
+        return torch.tanh(x) if self.config.use_tanh_at_final else x.clamp(-1.0, 1.0)
+
+    @property
+    def halo_frames(self) -> int:
+        """Mel frames of context on either side that the samples of one frame depend on."""
+        first, last = self.receptive_field(0, self.config.hop_size - 1)
+        return max(-first, last)
+
+    def receptive_field(self, first_sample: int, last_sample: int) -> tuple[int, int]:
+        """First and last mel frame (may lie outside of the input) that influence a range of samples."""
+        config = self.config
+        outer = OUTER_KERNEL // 2
+        low, high = first_sample - outer - REACH, last_sample + outer + REACH
+        for rate, kernel in reversed(list(zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True))):
+            reach = max(
+                sum((width - 1) // 2 * (dilation + 1) + 2 * REACH for dilation in dilations)
+                for width, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+            )
+            low, high = low - reach, high + reach
+            # Output o = rate * i + k - padding with 0 <= k < kernel.
+            padding = (kernel - rate) // 2
+            low, high = math.ceil((low + padding - kernel + 1) / rate), (high + padding) // rate
+        return low - outer, high + outer
+
+    def chunks(self, mel: Tensor, chunk_frames: int) -> Iterator[Tensor]:
+        """Synthesise (B,M,F) piece by piece: yields (B,1,U*n) with n <= `chunk_frames`.
+
+        Each piece is computed with `halo_frames` of real context, so the pieces joined equal the whole
+        up to rounding. Memory is bounded by the piece, not by the utterance.
+
+        Raises:
+            UsageError: `chunk_frames` is below 1.
+        """
+        if chunk_frames < 1:
+            raise UsageError(f"chunk_frames must be at least 1, not {chunk_frames}")
+        frames, halo, hop = mel.shape[-1], self.halo_frames, self.config.hop_size
+        for start in range(0, frames, chunk_frames):
+            stop = min(start + chunk_frames, frames)
+            begin = max(start - halo, 0)
+            wave = self(mel[..., begin : min(stop + halo, frames)])
+            yield wave[..., (start - begin) * hop : (stop - begin) * hop]
