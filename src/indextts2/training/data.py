@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Corpus:
         self.train = [i for i, clip in enumerate(self.clips) if not clip.is_held_out]
         self.held_out = [i for i, clip in enumerate(self.clips) if clip.is_held_out]
         self.speakers = sorted({clip.speaker for clip in self.clips})
-        self.by_speaker = {speaker: [] for speaker in self.speakers}  # type: dict[str, list[int]]
+        self.by_speaker: dict[str, list[int]] = {speaker: [] for speaker in self.speakers}
         for number, clip in enumerate(self.clips):
             self.by_speaker[clip.speaker].append(number)
 
@@ -126,16 +126,14 @@ def _decode(path: Path) -> dict[str, np.ndarray]:
 
 def clip_features(audio_22k: np.ndarray, audio_16k: np.ndarray, mel_config: MelConfig) -> dict[str, np.ndarray]:
     """float16 log-mel (frames, 80) and encoder input (T, 160) of one clip given as float32 samples."""
-    import torch
+    from indextts2.audio.features import log_mel, seamless_features
 
-    from indextts2.audio.features import log_mel_spectrogram, semantic_features
-
-    mel = log_mel_spectrogram(torch.from_numpy(audio_22k), mel_config).reshape(mel_config.n_mels, -1).T
-    fbank, _ = semantic_features(torch.from_numpy(audio_16k))
-    return {"mel": mel.numpy().astype(np.float16), "fbank": fbank.reshape(-1, 160).numpy().astype(np.float16)}
+    mel = log_mel(audio_22k, mel_config).reshape(mel_config.n_mels, -1).T
+    fbank, _ = seamless_features(audio_16k)
+    return {"mel": mel.astype(np.float16), "fbank": fbank.reshape(-1, fbank.shape[-1]).astype(np.float16)}
 
 
-def prepare_corpus(corpus: Path, folder: Path, progress: Callable[[Sequence[Any]], Iterator[Any]] | None = None) -> int:
+def prepare_corpus(corpus: Path, folder: Path, progress: Callable[[list[Any]], Iterable[Any]] | None = None) -> int:
     """Write the flat arrays and ``index.jsonl`` of `corpus` into `folder`; returns the number of clips.
 
     `progress` wraps the list of manifest lines (for example tqdm). Existing files are replaced only at the end.

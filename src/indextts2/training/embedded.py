@@ -25,8 +25,8 @@ from indextts2.text.phonemes import VOCABULARY_SIZE
 FEATURE_SIZE = 192
 CODEBOOK_SIZE = 512
 STYLE_SIZE = 192
-# Encoder layers that are trained; only the first `semantic_output_layer` of them ship.
-TRAINED_ENCODER_LAYERS = 5
+# All encoder layers are trained; only the first `semantic_output_layer` of them ship.
+ENCODER_LAYERS, FEATURE_LAYER = 4, 3
 
 
 def _conditioner(blocks: int, heads: int) -> ConformerConfig:
@@ -61,7 +61,7 @@ def embedded_model_config() -> ModelConfig:
         ),
         s2mel=s2mel,
         w2v_bert=W2VBertConfig(
-            hidden_size=FEATURE_SIZE, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512,
+            hidden_size=FEATURE_SIZE, num_hidden_layers=ENCODER_LAYERS, num_attention_heads=4, intermediate_size=512,
         ),
         campplus=CampPlusConfig(
             embedding_size=STYLE_SIZE, head_channels=16, initial_channels=64, bottleneck_channels=64,
@@ -71,7 +71,7 @@ def embedded_model_config() -> ModelConfig:
             upsample_initial_channel=192, use_bias_at_final=False, use_tanh_at_final=False,
         ),
         emo_num=(1,) * 8,
-        semantic_output_layer=4,
+        semantic_output_layer=FEATURE_LAYER,
         tokenizer="phoneme",
     )  # fmt: skip
     return check_consistency(config)
