@@ -1,0 +1,215 @@
+"""Stage `codec`: the vector quantiser on the encoder's features.
+
+Losses: reconstruction of the normalised features by a decoder that is not shipped, the two losses of VQ-VAE, and CTC
+of the phonemes from the quantised frames, which keeps the codes phonetic (supervised semantic tokens as in CosyVoice,
+Du et al. 2024). Codes that die are moved onto random latents. Axes: B batch, T frames (50 Hz), C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indextts2.config import SemanticCodecConfig
+from indextts2.models.semantic.codec import SemanticCodec, SemanticCodecDecoder
+from indextts2.text.phonemes import VOCABULARY_SIZE
+from indextts2.training.data import Corpus, LengthBatches, pad
+from indextts2.training.embedded import embedded_model_config
+from indextts2.training.runner import RunConfig, Stage, load_trained
+from indextts2.training.semantic import (
+    BLANK,
+    Recogniser,
+    SemanticStageConfig,
+    ctc_labels,
+    edit_distance,
+    frame_mask,
+    greedy,
+)
+
+
+@dataclass(frozen=True)
+class CodecStageConfig:
+    """Batches and loss weights of the codec stage."""
+
+    rows_per_batch: int = 4000
+    reconstruction_weight: float = 1.0
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    phoneme_weight: float = 1.0
+    # A code that takes less than this part of its fair share over about `usage_memory` steps is restarted.
+    dead_share: float = 0.05
+    usage_memory: int = 100
+    restart_every: int = 25
+    # No restarts in the last part of the run, so that every code has settled.
+    restart_until_step: int = 4000
+
+
+class CodecTrainer(nn.Module):
+    """The codec with what only training needs: decoder, phoneme head, usage of the codes."""
+
+    usage: Tensor
+
+    def __init__(self, config: SemanticCodecConfig) -> None:
+        super().__init__()
+        self.codec = SemanticCodec(config)
+        self.decoder = SemanticCodecDecoder(config)
+        width = config.vocos_dim
+        self.context = nn.Conv1d(config.hidden_size, width, 5, padding=2)
+        self.phoneme_head = nn.Conv1d(width, VOCABULARY_SIZE, 3, padding=1)
+        self.register_buffer("usage", torch.ones(config.codebook_size) / config.codebook_size)
+
+    def phonemes(self, embedding: Tensor) -> Tensor:
+        """Quantised frames (B, T, C) to CTC log-probabilities (B, T, V) in float32."""
+        hidden = F.gelu(self.context(embedding.transpose(1, 2)))
+        return F.log_softmax(self.phoneme_head(hidden).transpose(1, 2).float(), dim=-1)
+
+    @torch.no_grad()
+    def count(self, indices: Tensor, memory: int) -> None:
+        """Update the running share of every code with the indices (N,) of real frames."""
+        share = torch.bincount(indices, minlength=len(self.usage)).to(self.usage) / max(len(indices), 1)
+        self.usage.lerp_(share, 1 / memory)
+
+    @torch.no_grad()
+    def restart(self, latents: Tensor, dead_share: float) -> int:
+        """Move dead codes onto random rows of `latents` (N, D); returns how many."""
+        dead = torch.nonzero(self.usage * len(self.usage) < dead_share).flatten()
+        rows = torch.randint(len(latents), (len(dead),), device=latents.device)
+        self.codec.vector_quantizer.codebook.weight[dead] = latents[rows].to(self.usage)
+        self.usage[dead] = 1 / len(self.usage)
+        return len(dead)
+
+
+class CodecStage(Stage):
+    """Trains `CodecTrainer` on the normalised features in ``data/features.npy``."""
+
+    name = "codec"
+
+    def __init__(self, corpus: Corpus, codec: SemanticCodecConfig, config: CodecStageConfig, seed: int = 1) -> None:
+        self.corpus, self.config = corpus, config
+        self.model: CodecTrainer = CodecTrainer(codec)
+        lengths = {number: corpus.clips[number].length("fbank") for number in corpus.train}
+        self.labels = {number: ctc_labels(corpus.text_ids(number)) for number in range(len(corpus))}
+        self.batches = LengthBatches(lengths, config.rows_per_batch, seed)
+
+    def collate(self, numbers: list[int]) -> dict[str, Tensor]:
+        rows = [self.corpus.get("features", number, like="fbank").astype(np.float32) for number in numbers]
+        labels = [np.asarray(self.labels[number]) for number in numbers]
+        return {
+            "features": torch.from_numpy(pad(rows)).to(self.device),
+            "lengths": torch.tensor([len(row) for row in rows], device=self.device),
+            "labels": torch.from_numpy(np.concatenate(labels)).to(self.device),
+            "label_lengths": torch.tensor([len(row) for row in labels], device=self.device),
+        }
+
+    def next_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        return self.collate(self.batches.next())
+
+    def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        config, features = self.config, batch["features"]
+        mask = frame_mask(batch["lengths"], features.shape[1])
+        keep = mask.bool()
+        result = self.model.codec.quantize_with_losses(features, mask)
+        self._tend_codes(result.indices[keep], result.latents[keep].detach(), step)
+        rebuilt = self.model.decoder(result.embedding, mask)
+        reconstruction = F.mse_loss(rebuilt[keep].float(), features[keep])
+        log_probabilities = self.model.phonemes(result.embedding * mask.unsqueeze(-1))
+        phonemes = F.ctc_loss(log_probabilities.transpose(0, 1), batch["labels"], batch["lengths"],
+                              batch["label_lengths"], blank=BLANK, zero_infinity=True)  # fmt: skip
+        loss = (
+            config.reconstruction_weight * reconstruction
+            + config.codebook_weight * result.codebook_loss
+            + config.commitment_weight * result.commitment_loss
+            + config.phoneme_weight * phonemes
+        )
+        return {"loss": loss, "reconstruction": reconstruction, "commitment": result.commitment_loss,
+                "phonemes": phonemes, "perplexity": perplexity(self.model.usage)}  # fmt: skip
+
+    def _tend_codes(self, indices: Tensor, latents: Tensor, step: int) -> None:
+        if not self.model.training:
+            return
+        if step == 0:
+            self.model.usage.zero_()
+        self.model.count(indices, self.config.usage_memory)
+        if step % self.config.restart_every == 0 and step < self.config.restart_until_step:
+            self.model.restart(latents, self.config.dead_share)
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out speakers: explained variance, phoneme error from the codes, perplexity, codes in use."""
+        errors, total, square, residual = 0, 0, 0.0, 0.0
+        counts = torch.zeros(len(self.model.usage))
+        for number in self.corpus.held_out:
+            features = self.collate([number])["features"]
+            indices, embedding = self.model.codec.quantize(features)
+            counts += torch.bincount(indices.flatten().cpu(), minlength=len(counts))
+            residual += float((self.model.decoder(embedding) - features).square().sum())
+            square += float(features.square().sum())
+            errors += edit_distance(greedy(self.model.phonemes(embedding)[0]), self.labels[number])
+            total += len(self.labels[number])
+        return {
+            "explained_variance": 1 - residual / square,
+            "phoneme_error": errors / max(total, 1),
+            "perplexity": float(perplexity(counts / counts.sum())),
+            "codes_in_use": int((counts > 0).sum()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return self.batches.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.batches.load_state(state)
+
+
+def perplexity(share: Tensor) -> Tensor:
+    """Effective number of codes: exponential of the entropy of their shares."""
+    return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def load_recogniser(work: Path) -> Recogniser:
+    """The trained encoder of stage `semantic` in evaluation mode."""
+    recogniser = Recogniser(embedded_model_config(), SemanticStageConfig().dropout)
+    recogniser.load_state_dict(load_trained(work / "semantic"))
+    return recogniser.eval()
+
+
+@torch.no_grad()
+def write_features(corpus: Corpus, recogniser: Recogniser) -> None:
+    """Run the encoder over the corpus: ``features.npy`` (normalised) and ``statistics.npz`` (mean and var, train)."""
+    rows = [recogniser(torch.from_numpy(corpus.get("fbank", n).astype(np.float32))[None], None)[0][0].numpy()
+            for n in range(len(corpus))]  # fmt: skip
+    trained = np.concatenate([rows[n] for n in corpus.train]).astype(np.float64)
+    mean, var = trained.mean(axis=0), trained.var(axis=0)
+    np.savez(corpus.folder / "statistics.npz", mean=mean.astype(np.float32), var=var.astype(np.float32))
+    normalised = (np.concatenate(rows) - mean) / np.sqrt(var)
+    np.save(corpus.folder / "features.npy", normalised.astype(np.float16))
+
+
+def load_codec(work: Path) -> SemanticCodec:
+    """The trained codec of stage `codec` in evaluation mode."""
+    trainer = CodecTrainer(embedded_model_config().semantic_codec)
+    trainer.load_state_dict(load_trained(work / "codec"))
+    return trainer.codec.eval()
+
+
+@torch.no_grad()
+def write_codes(corpus: Corpus, codec: SemanticCodec) -> None:
+    """Quantise the corpus: ``codes.npy``, int16, one code per row of ``features.npy``."""
+    codes = [codec.quantize(torch.from_numpy(corpus.get("features", n, like="fbank").astype(np.float32))[None])[0][0]
+             for n in range(len(corpus))]  # fmt: skip
+    np.save(corpus.folder / "codes.npy", torch.cat(codes).numpy().astype(np.int16))
+
+
+def make(work: Path) -> tuple[Stage, RunConfig]:
+    """The stage on the features of the trained encoder, which are written first when they are absent."""
+    corpus = Corpus(work / "data")
+    if not (corpus.folder / "features.npy").exists():
+        write_features(corpus, load_recogniser(work))
+    stage = CodecStage(corpus, embedded_model_config().semantic_codec, CodecStageConfig())
+    run = RunConfig(output=str(work / "codec"), minutes=8, learning_rate=1e-3, warmup_steps=100)
+    return stage, dataclasses.replace(run, precision="float32")
