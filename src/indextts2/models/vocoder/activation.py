@@ -16,7 +16,6 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -86,7 +85,8 @@ def phase_filters() -> PhaseFilters:
 def upsample(x: Tensor) -> tuple[Tensor, Tensor]:
     """(B,C,T) -> even and odd phase (B,C,T+2*MARGIN) of the doubled rate, the edge samples replicated in `x`."""
     filters = phase_filters()
-    padded = F.pad(x, (2 * MARGIN, 2 * MARGIN), mode="replicate")
+    edges = [edge.expand(*x.shape[:-1], 2 * MARGIN) for edge in (x[..., :1], x[..., -1:])]
+    padded = torch.cat([edges[0], x, edges[1]], dim=-1)
     length = x.shape[-1] + 2 * MARGIN
     return filters.up_even.apply(padded, length), filters.up_odd.apply(padded, length)
 
