@@ -1,0 +1,123 @@
+"""GPT-2 stack (spec 03 section 6): a parallel pass for training, and one that extends key-value caches.
+
+B batch, T positions, D width, H heads, K = D / H, N rows of all requests in a step, R rows in a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indextts2.models.gpt.cache import KVCache, Lane
+
+LAYER_NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+class Conv1D(nn.Module):
+    """Linear layer that keeps its weight as (in, out), the orientation of GPT-2 checkpoints."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * INIT_STD)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.width = width
+        self.c_attn = Conv1D(width, 3 * width)
+        self.c_proj = Conv1D(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Causal attention within `x` (B, T, D)."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(attended.transpose(1, 2).flatten(2))
+
+    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int) -> Tensor:
+        """Attention of new rows `x` (N, D) over the caches of their lanes, which they are appended to."""
+        qkv: Tensor = self.c_attn(x)
+        if len(lanes) == 1:
+            attended = self._attend(qkv, lanes[0], layer)
+        else:
+            parts = qkv.split([lane.rows for lane in lanes])
+            attended = torch.cat([self._attend(part, lane, layer) for part, lane in zip(parts, lanes, strict=True)])
+        return self.c_proj(attended)
+
+    def _attend(self, qkv: Tensor, lane: Lane, layer: int) -> Tensor:
+        """(n, 3 D) -> (n, D) within one lane."""
+        q, k, v = qkv.view(1, lane.rows, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        keys, values = lane.cache.append(layer, k, v)
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=lane.mask, is_causal=lane.causal)
+        return attended.transpose(1, 2).reshape(lane.rows, self.width)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(width, 4 * width)
+        self.c_proj = Conv1D(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = CausalSelfAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = FeedForward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int) -> Tensor:
+        x = x + self.attn.extend(self.ln_1(x), lanes, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2Stack(nn.Module):
+    """Blocks and the closing norm; no token or position tables."""
+
+    def __init__(self, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.head_dim = width // heads
+        self.heads = heads
+        self.h = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
+        self.ln_f = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Causal pass over embeddings (B, T, D); padding belongs at the end."""
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache with room for `capacity` rows, on the device and in the precision of the weights."""
+        return KVCache.empty(len(self.h), self.heads, self.head_dim, capacity, like=self.ln_f.weight)
+
+    def extend(self, x: Tensor, lanes: Sequence[Lane]) -> Tensor:
+        """Run new rows `x` (N, D), those of the first lane first, and append them to the caches. Returns (N, D).
+
+        Dense layers see the rows of all requests at once; only attention goes request by request.
+        """
+        for lane in lanes:
+            lane.cache.reserve(lane.rows)
+        for layer, block in enumerate(cast("list[TransformerBlock]", self.h)):
+            x = block.extend(x, lanes, layer)
+        for lane in lanes:
+            lane.cache.advance(lane.rows)
+        return self.ln_f(x)
