@@ -1,4 +1,4 @@
-"""Helpers of the semantic tests: sizes and key lists of the reference models."""
+"""The small reference models of this folder, with the sizes and key lists that belong to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
 from indextts2.config import W2VBertConfig, load_json, subset
+from indextts2.models.semantic.statistics import FeatureStatistics
+from indextts2.models.semantic.w2v_bert import W2VBert
 
 W2V_FILE = "hf_cache/w2v-bert-2.0/model.safetensors"
 CODEC_FILE = "hf_cache/semantic_codec_model.safetensors"
@@ -30,3 +36,17 @@ def manifest_shapes(reference: Path, size: str, file: str, unused: tuple[str, ..
             continue
         shapes[re.sub("weight_v$", "weight", key)] = tuple(shape)
     return shapes
+
+
+@pytest.fixture(scope="package")
+def w2v_bert(reference: Path, small_checkpoint: Path) -> W2VBert:
+    model = W2VBert(w2v_config(reference, "small"), output_layer(reference, "small"))
+    tensors = load_file(small_checkpoint / W2V_FILE)
+    model.load_state_dict({key: tensors[key] for key in model.state_dict()})
+    return model.eval()
+
+
+@pytest.fixture(scope="package")
+def statistics(small_checkpoint: Path) -> FeatureStatistics:
+    values = torch.load(small_checkpoint / "wav2vec2bert_stats.pt", weights_only=True)
+    return FeatureStatistics.from_tensors(values["mean"], values["var"], channels=1024)

@@ -16,7 +16,7 @@ from indextts2.models.semantic.quantizer import LOOKUP_ROWS, FactorizedVectorQua
 from indextts2.models.semantic.statistics import FeatureStatistics
 from indextts2.models.semantic.w2v_bert import W2VBert
 from tests.conftest import Golden, golden_error, relative_l2
-from tests.models.semantic.conftest import CODEC_FILE, W2V_FILE, manifest_shapes, output_layer, w2v_config
+from tests.models.semantic.conftest import CODEC_FILE, manifest_shapes
 
 TINY = SemanticCodecConfig(
     codebook_size=50, hidden_size=24, codebook_dim=4, vocos_dim=16, vocos_intermediate_dim=20, vocos_num_layers=2
@@ -49,15 +49,10 @@ def codec(reference: Path, small_checkpoint: Path) -> SemanticCodec:
 
 
 @pytest.fixture(scope="module")
-def features(reference: Path, small_checkpoint: Path, golden: Golden) -> torch.Tensor:
+def features(w2v_bert: W2VBert, statistics: FeatureStatistics, golden: Golden) -> torch.Tensor:
     """Normalised semantic features of the prompt; golden holds slices only, so they come from the encoder."""
-    encoder = W2VBert(w2v_config(reference, "small"), output_layer(reference, "small")).eval()
-    tensors = load_file(small_checkpoint / W2V_FILE)
-    encoder.load_state_dict({key: tensors[key] for key in encoder.state_dict()})
-    values = torch.load(small_checkpoint / "wav2vec2bert_stats.pt", weights_only=True)
-    statistics = FeatureStatistics.from_tensors(values["mean"], values["var"], channels=1024)
     with torch.inference_mode():
-        return statistics(encoder(torch.from_numpy(golden["spk_w2v_input_features"]))).clone()
+        return statistics(w2v_bert(torch.from_numpy(golden["spk_w2v_input_features"]))).clone()
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from indextts2.audio.features import seamless_features
 from indextts2.config import W2VBertConfig
 from indextts2.errors import CheckpointError, ConfigError, UsageError
 from indextts2.models.semantic.relative_attention import CPU_QUERY_BLOCK, RelativeKeyAttention, distance_bias
@@ -27,20 +27,6 @@ TINY = W2VBertConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def model(reference: Path, small_checkpoint: Path) -> W2VBert:
-    model = W2VBert(w2v_config(reference, "small"), output_layer(reference, "small"))
-    tensors = load_file(small_checkpoint / W2V_FILE)
-    model.load_state_dict({key: tensors[key] for key in model.state_dict()})
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def statistics(small_checkpoint: Path) -> FeatureStatistics:
-    values = torch.load(small_checkpoint / "wav2vec2bert_stats.pt", weights_only=True)
-    return FeatureStatistics.from_tensors(values["mean"], values["var"], channels=1024)
-
-
 @pytest.fixture
 def tiny() -> W2VBert:
     torch.manual_seed(0)
@@ -48,18 +34,24 @@ def tiny() -> W2VBert:
 
 
 @pytest.mark.parametrize("speaker", ["spk", "emo"])
-def test_matches_golden(model: W2VBert, statistics: FeatureStatistics, golden: Golden, speaker: str) -> None:
+def test_matches_golden(w2v_bert: W2VBert, statistics: FeatureStatistics, golden: Golden, speaker: str) -> None:
     features = torch.from_numpy(golden[f"{speaker}_w2v_input_features"])
     mask = torch.from_numpy(golden[f"{speaker}_w2v_attention_mask"])
     with torch.inference_mode():
-        states = list(model.hidden_states(features, mask))
-        assert torch.equal(states[-1], model(features, mask))
+        states = list(w2v_bert.hidden_states(features, mask))
+        assert torch.equal(states[-1], w2v_bert(features, mask))
     if speaker == "spk":
         assert golden_error(states[0], golden["spk_w2v_feature_projection"]) < 1e-5
         assert golden_error(states[1], golden["spk_w2v_layer0"]) < 1e-5
-    assert len(states) == 4
+    assert len(states) == len(w2v_bert.encoder.layers) + 1
     assert golden_error(states[-1], golden[f"{speaker}_w2v_hidden17"]) < 1e-5
     assert golden_error(statistics(states[-1]), golden[f"{speaker}_cond_emb"]) < 1e-5
+
+
+def test_chain_from_samples_matches_golden(w2v_bert: W2VBert, statistics: FeatureStatistics, golden: Golden) -> None:
+    features, mask = (torch.from_numpy(x).unsqueeze(0) for x in seamless_features(golden["spk_as_emo_audio_16k"][0]))
+    with torch.inference_mode():
+        assert golden_error(statistics(w2v_bert(features, mask)), golden["spk_as_emo_cond_emb"]) < 1e-5
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
