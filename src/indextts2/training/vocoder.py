@@ -1,0 +1,177 @@
+"""Training stage of the vocoder: log-mel spectrogram -> waveform.
+
+Spectral losses on random crops first; from `adversarial_after_steps` on, discriminators join. With
+`predicted_mels`, the mels that s2mel predicts for the training clips take the place of the true ones.
+B batch, M mel bands, F frames, N samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indextts2.audio.features import LogMel
+from indextts2.config import BigVGANConfig, MelConfig
+from indextts2.errors import ConfigError
+from indextts2.models.vocoder.bigvgan import AMPBlock, BigVGAN
+from indextts2.training.data import Corpus
+from indextts2.training.discriminators import Discriminators
+from indextts2.training.embedded import embedded_model_config
+from indextts2.training.losses import (
+    MultiResolutionSTFTLoss,
+    MultiScaleMelLoss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+)
+from indextts2.training.runner import RunConfig, Stage
+
+
+@dataclass(frozen=True)
+class VocoderStageConfig:
+    """Crops and weights of the losses."""
+
+    crop_frames: int = 32
+    batch_size: int = 8
+    mel_weight: float = 15.0
+    stft_weight: float = 3.0
+    feature_weight: float = 2.0
+    # 0: never.
+    adversarial_after_steps: int = 0
+    discriminator_learning_rate: float = 2e-4
+    # Kind of the array with input mels: "mel" (true ones) or a file of predictions made with the same spans.
+    mel_kind: str = "mel"
+    evaluation_clips: int = 16
+
+
+class VocoderStage(Stage):
+    """BigVGAN on crops of training clips."""
+
+    name = "vocoder"
+
+    def __init__(self, corpus: Corpus, network: BigVGANConfig, config: VocoderStageConfig) -> None:
+        self.corpus, self.network, self.config = corpus, network, config
+        self.clips = [i for i in corpus.train if corpus.clips[i].length("mel") > config.crop_frames]
+        self.device = torch.device("cpu")
+        self.model: BigVGAN = BigVGAN(network)
+        _initialise(self.model)
+        rate = network.sampling_rate
+        self.mel_loss, self.stft_loss = MultiScaleMelLoss(rate), MultiResolutionSTFTLoss()
+        self.discriminators = Discriminators() if config.adversarial_after_steps else None
+        if self.discriminators is not None:
+            self.discriminator_optimizer = torch.optim.AdamW(
+                self.discriminators.parameters(), lr=config.discriminator_learning_rate, betas=(0.8, 0.99)
+            )
+
+    def next_batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Mels (B, M, F) and waveforms (B, N) of random crops."""
+        hop, frames = self.network.hop_size, self.config.crop_frames
+        mels, waves = [], []
+        for clip in rng.choice(self.clips, self.config.batch_size):
+            mel = self.corpus.get(self.config.mel_kind, clip, like="mel")
+            start = int(rng.integers(0, len(mel) - frames + 1))
+            mels.append(mel[start : start + frames].T.astype(np.float32))
+            waves.append(self.corpus.audio(clip)[start * hop : (start + frames) * hop])
+        return torch.from_numpy(np.stack(mels)), torch.from_numpy(np.stack(waves))
+
+    def losses(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
+        self._to_device()
+        mel, wave = (x.to(self.device) for x in batch)
+        fake = self.model(mel)[:, 0]
+        with torch.autocast(self.device.type, enabled=False):
+            losses = {"mel": self.mel_loss(fake.float(), wave), "stft": self.stft_loss(fake.float(), wave)}
+        total = self.config.mel_weight * losses["mel"] + self.config.stft_weight * losses["stft"]
+        if self.discriminators is not None and step >= self.config.adversarial_after_steps:
+            losses |= self._adversarial(self.discriminators, wave, fake)
+            total = total + losses["generator"] + self.config.feature_weight * losses["features"]
+        return {"loss": total, **losses}
+
+    def _adversarial(self, discriminators: Discriminators, wave: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """One update of the discriminators, then the two losses that they give the generator."""
+        real_scores, _ = discriminators(wave)
+        fake_scores, _ = discriminators(fake.detach())
+        judged = discriminator_loss(real_scores, fake_scores)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        judged.backward()
+        self.discriminator_optimizer.step()
+        with torch.no_grad():
+            _, real_features = discriminators(wave)
+        discriminators.requires_grad_(False)
+        scores, features = discriminators(fake)
+        discriminators.requires_grad_(True)
+        return {
+            "discriminator": judged.detach(),
+            "generator": generator_loss(scores),
+            "features": feature_matching_loss(real_features, features),
+        }
+
+    def _to_device(self) -> None:
+        for part in (self.mel_loss, self.stft_loss, self.discriminators):
+            if part is not None:
+                part.to(self.device)
+
+    def evaluate(self) -> dict[str, float]:
+        """Copy-synthesis of held-out clips: losses, and L1 between the mels of synthesis and original."""
+        log_mel = LogMel(MelConfig()).to(self.device)
+        rows: list[dict[str, float]] = []
+        self._to_device()
+        clips = self.corpus.held_out[:: max(1, len(self.corpus.held_out) // self.config.evaluation_clips)]
+        for clip in clips:
+            mel = torch.from_numpy(self.corpus.get("mel", clip).T.astype(np.float32))[None].to(self.device)
+            fake = self.model(mel)[:, 0].float()
+            wave = torch.from_numpy(self.corpus.audio(clip))[None, : fake.shape[-1]].to(self.device)
+            rows.append({
+                "mel": float(self.mel_loss(fake, wave)), "stft": float(self.stft_loss(fake, wave)),
+                "input_mel_l1": float((log_mel(fake) - mel).abs().mean()),
+            })  # fmt: skip
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+    def state(self) -> dict[str, Any]:
+        if self.discriminators is None:
+            return {}
+        return {
+            "discriminators": self.discriminators.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        # A run may turn the adversary on at a resume: then it starts fresh.
+        if self.discriminators is not None and state:
+            self._to_device()
+            self.discriminators.load_state_dict(state["discriminators"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+
+def _initialise(model: BigVGAN) -> None:
+    """Small normal weights as in HiFi-GAN; PyTorch's defaults start far too loud through many residual blocks."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+            fan_in = module.weight[0].numel() if isinstance(module, torch.nn.Conv1d) else module.weight.shape[0] * 2
+            torch.nn.init.normal_(module.weight, std=fan_in**-0.5)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        for block in model.modules():
+            if isinstance(block, AMPBlock):
+                for convolution in block.convs2.parameters():
+                    convolution.mul_(0.2)
+        model.conv_post.weight.mul_(0.3)
+
+
+def make(work: Path) -> tuple[Stage, RunConfig]:
+    """The stage on the prepared corpus in ``work/data`` with its default run."""
+    network = embedded_model_config().bigvgan
+    if network is None:
+        raise ConfigError("the configuration of the embedded voice has no section bigvgan")
+    stage = VocoderStage(Corpus(work / "data"), network, VocoderStageConfig())
+    # Convolutions of few channels are no faster in bfloat16 on CPUs, and phases need the precision.
+    run = RunConfig(
+        output=str(work / "vocoder"), minutes=110, learning_rate=1e-3, final_learning_rate=5e-5, precision="float32",
+        weight_decay=0.0, clip_norm=100.0, betas=(0.8, 0.99), log_every=50,
+    )  # fmt: skip
+    return stage, run
