@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indextts2.audio.features import kaldi_fbank
+from indextts2.audio.features import fbank_mean_normalised
 from indextts2.config import CampPlusConfig
 from indextts2.models.speaker.campplus import CampPlus
 from indextts2.training.augment import add_noise, change_colour, change_level, shift_speaker
@@ -95,7 +95,7 @@ class SpeakerStage(Stage):
         samples = self._crop(self.corpus.audio(clip, ENCODER_RATE_HZ), rng)
         samples = shift_speaker(samples, self.config.factors[factor] * jitter, ENCODER_RATE_HZ)
         samples = change_level(change_colour(self._crop(samples, rng), rng), rng)
-        return kaldi_fbank(add_noise(samples, rng), subtract_mean=True)
+        return fbank_mean_normalised(add_noise(samples, rng))
 
     def next_batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Filter banks (B, T, 80) and classes (B,)."""
@@ -116,7 +116,7 @@ class SpeakerStage(Stage):
 
     def embed(self, clip: int) -> np.ndarray:
         """Style vector (E,) of a whole clip."""
-        fbank = kaldi_fbank(self.corpus.audio(clip, ENCODER_RATE_HZ), subtract_mean=True)
+        fbank = fbank_mean_normalised(self.corpus.audio(clip, ENCODER_RATE_HZ))
         return self.model.encoder(torch.from_numpy(fbank)[None].to(self.device))[0].float().cpu().numpy()
 
     def evaluate(self) -> dict[str, float]:
