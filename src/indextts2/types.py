@@ -56,6 +56,7 @@ class SpeechResult:
     mel_codes: np.ndarray
     mel: np.ndarray
     segments: tuple[Segment, ...]
+    seed: int
     timings: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -63,8 +63,14 @@ class Voice:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         header = {f"meta.{key}": value for key, value in self.metadata.items()}
-        header |= {"format": FORMAT, "format_version": FORMAT_VERSION, "model": self.model, "source": self.source,
-                   "seconds": repr(self.seconds), "name": self.name}  # fmt: skip
+        header |= {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model": self.model,
+            "source": self.source,
+            "seconds": repr(self.seconds),
+            "name": self.name,
+        }
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
@@ -89,16 +95,27 @@ class Voice:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 if header.get("format") != FORMAT or header.get("format_version") != FORMAT_VERSION:
-                    raise CheckpointError(f"{path} is not a voice file of version {FORMAT_VERSION}; "
-                                          "make one with `indextts2 voice make`")  # fmt: skip
+                    raise CheckpointError(
+                        f"{path} is not a voice file of version {FORMAT_VERSION}; make one with `indextts2 voice make`"
+                    )
                 if sorted(file.keys()) != sorted(names):
                     raise CheckpointError(f"{path} holds {sorted(file.keys())}; a voice has {sorted(names)}")
                 tensors = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read the voice file {path}: {error}") from error
         metadata = {k.removeprefix("meta."): v for k, v in header.items() if k.startswith("meta.")}
-        return cls(**tensors, model=header["model"], source=header["source"], seconds=float(header["seconds"]),
-                   name=header.get("name", ""), metadata=metadata)  # fmt: skip
+        return cls(
+            **tensors,
+            model=header["model"],
+            source=header["source"],
+            seconds=float(header["seconds"]),
+            name=header.get("name", ""),
+            metadata=metadata,
+        )
+
+    def to(self, device: torch.device) -> Voice:
+        """The voice with its tensors on `device`."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def check_model(self, fingerprint: str) -> Voice:
         """Return the voice, or raise CheckpointError if another model made it."""

@@ -1,0 +1,1 @@
+"""Measurements: each prints a table and one JSON line, and names the machine and the commit."""

@@ -1,0 +1,454 @@
+"""IndexTTS2: text and a voice in, speech out. The whole path in one file; its steps are in `stages.py`.
+
+    text ──► segments of ids ─┐
+    reference audio ─► Voice ─┼─► codes, latents ─► condition ─► mel ─► waveform      (once per segment)
+    emotion ─► vector ────────┘
+
+`stream` is the one generator of speech; `infer` collects it. The networks are never changed after loading and every
+request has its own random generator and clock, so threads may share one IndexTTS2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from indextts2.audio.loader import load_reference
+from indextts2.checkpoints.layout import DEFAULT_MODEL, ModelDirectory, resolve_model
+from indextts2.checkpoints.loading import Models, load_models
+from indextts2.config import InferenceConfig, ModelConfig, load_yaml, parse_model_config
+from indextts2.errors import CheckpointError, ConfigError, UsageError
+from indextts2.inference import stages
+from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
+from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
+from indextts2.inference.voice import ContentCache, Voice, content_key
+from indextts2.models.emotion.matrix import EmotionMatrix
+from indextts2.models.emotion.vector import scale_emotion_vector
+from indextts2.types import Segment, SpeechResult, Waveform
+
+if TYPE_CHECKING:
+    from indextts2.models.emotion.words import EmotionClassifier
+    from indextts2.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+Speaker = Voice | Waveform | str | Path | bytes
+EmotionInput = Emotion | Waveform | Path | str | Sequence[float] | None
+SamplesCallback = Callable[[np.ndarray], None]
+VOICE_SUFFIX = ".safetensors"
+
+
+@dataclasses.dataclass
+class _Loaded:
+    """What `load_weights` brings. The classifier of emotion words is loaded when it is first asked for."""
+
+    models: Models
+    tokenizer: TextTokenizer
+    emotion_matrix: EmotionMatrix
+    classifier: EmotionClassifier | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentSpeech:
+    """One finished segment: its samples (without the silence that follows), mel (n_mels, N) and codes (M,)."""
+
+    index: int
+    count: int
+    samples: np.ndarray
+    mel: np.ndarray
+    codes: np.ndarray
+    pieces: tuple[str, ...]
+    hit_limit: bool
+
+
+class IndexTTS2:
+    """Zero-shot text to speech.
+
+    Make one with `IndexTTS2.from_pretrained(directory_or_name)`, or with `IndexTTS2(config)` and `load_weights`.
+    Use `with tts:` or `close()` to let go of the weights.
+    """
+
+    def __init__(self, config: ModelConfig, voice_cache_size: int = 8) -> None:
+        self.config = config
+        self.directory: ModelDirectory | None = None
+        self._loaded: _Loaded | None = None
+        self._cache_size = voice_cache_size
+        self._voices: ContentCache[Voice] = ContentCache(voice_cache_size)
+        self._emotions: ContentCache[torch.Tensor] = ContentCache(voice_cache_size)
+
+    # --- construction -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def with_config(cls, path: str | Path) -> IndexTTS2:
+        """An IndexTTS2 without weights, its sizes read from a `config.yaml`."""
+        return cls(parse_model_config(load_yaml(Path(path))))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        config: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> IndexTTS2:
+        """Load a model directory (official layout or converted), or an installed model by name.
+
+        Args:
+            model: directory or name; None is the embedded voice.
+            config: another `config.yaml` than the directory's own.
+            device: None chooses CUDA, XPU, MPS, CPU in this order.
+            dtype: of the GPT; all other networks stay in float32 as in the official implementation.
+
+        Raises:
+            CheckpointError, ConfigError: something is missing, unknown or misshapen.
+        """
+        directory = ModelDirectory.open(resolve_model(DEFAULT_MODEL if model is None else model), config)
+        return cls(directory.config).load_weights(directory, device=device, dtype=dtype)
+
+    def load_weights(
+        self,
+        directory: str | Path | ModelDirectory,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> IndexTTS2:
+        """Read the weights of `directory`, whose sizes must be those of this object's configuration.
+
+        Raises:
+            CheckpointError, ConfigError: something is missing, unknown, misshapen, or of other sizes.
+        """
+        if not isinstance(directory, ModelDirectory):
+            directory = ModelDirectory.open(resolve_model(directory))
+        _check_same_sizes(self.config, directory)
+        models = load_models(directory, device=device, dtype=dtype)
+        matrices = models.emotion_matrices
+        emotion_matrix = EmotionMatrix(matrices.speaker, matrices.emotion, models.config.emo_num)
+        self._loaded = _Loaded(models, _make_tokenizer(directory), emotion_matrix)
+        self.clear_caches()
+        self.directory, self.config = directory, models.config
+        return self
+
+    def close(self) -> None:
+        """Let go of networks and caches."""
+        self._loaded = None
+        self.clear_caches()
+
+    def clear_caches(self) -> None:
+        """Forget the voices and emotions computed so far."""
+        self._voices, self._emotions = ContentCache(self._cache_size), ContentCache(self._cache_size)
+
+    def __enter__(self) -> IndexTTS2:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def loaded(self) -> _Loaded:
+        """Networks, tokenizer and emotion matrix; CheckpointError before `load_weights`."""
+        if self._loaded is None:
+            raise CheckpointError("no weights are loaded; call load_weights(directory) first")
+        return self._loaded
+
+    @property
+    def models(self) -> Models:
+        """The loaded networks; CheckpointError before `load_weights`."""
+        return self.loaded.models
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Text to ids, as the checkpoint wants it; CheckpointError before `load_weights`."""
+        return self.loaded.tokenizer
+
+    @property
+    def sample_rate(self) -> int:
+        """Of everything that is synthesised, Hz."""
+        return self.config.s2mel.mel.sample_rate
+
+    # --- reference audio ----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def voice(self, speaker: Speaker, name: str = "", run: Run | None = None) -> Voice:
+        """The Voice of reference audio, a voice file or a Voice; computed once per content.
+
+        Raises:
+            AudioError: the audio is unreadable, too short, silent or not finite.
+            CheckpointError: a voice file of another model.
+        """
+        models = self.models
+        if isinstance(speaker, Voice):
+            return speaker.check_model(models.fingerprint).to(models.device)
+        if isinstance(speaker, (str, Path)) and Path(speaker).suffix == VOICE_SUFFIX:
+            return Voice.load(speaker).check_model(models.fingerprint).to(models.device)
+        reference = load_reference(speaker)
+        make_run = run or Run()
+        return self._voices.get(content_key(reference), lambda: stages.encode_voice(models, reference, make_run, name))
+
+    @torch.inference_mode()
+    def emotion_vector(
+        self, voice: Voice, emotion: EmotionInput, text: str, run: Run | None = None, seed: int = 0
+    ) -> torch.Tensor:
+        """The vector (1, D) that is added to the speaker latents, resolved as 04 section 2 says."""
+        wanted = as_emotion(emotion)
+        run = run or Run()
+        if wanted is None:
+            return stages.merge_emotion(voice.own_emotion, voice.audio_emotion, 1.0)
+        if isinstance(wanted, EmotionAudio):
+            reference = load_reference(wanted.audio)
+            with run.stage("emotion_encoding"):
+                other = self._emotions.get(
+                    content_key(reference), lambda: stages.encode_emotion(self.models, reference)
+                )
+            return stages.merge_emotion(voice.own_emotion, other, wanted.alpha)
+        if isinstance(wanted, EmotionWords):
+            with run.stage("emotion_words"):
+                weights = self.words_to_vector(wanted.text if wanted.text is not None else text)
+            wanted = EmotionVector(tuple(weights), wanted.alpha, wanted.random_rows)
+        merged = stages.merge_emotion(voice.own_emotion, voice.audio_emotion, 1.0)
+        return self.blend_emotion(wanted, voice.style, merged, seed)
+
+    def blend_emotion(
+        self, emotion: EmotionVector, style: torch.Tensor, merged: torch.Tensor, seed: int
+    ) -> torch.Tensor:
+        """Mix rows of the emotion matrix with `merged` (1, D), the vector that audio gave (04 section 4)."""
+        weights = scale_emotion_vector(emotion.weights, emotion.alpha)
+        return self.loaded.emotion_matrix.blend(weights, style, merged, seed if emotion.random_rows else None)
+
+    def words_to_vector(self, text: str) -> list[float]:
+        """The eight weights that the Qwen model reads from `text`.
+
+        Raises:
+            CheckpointError: the model directory has no such model. MissingExtraError: transformers is not installed.
+        """
+        from indextts2.models.emotion.words import EmotionClassifier
+
+        loaded = self.loaded
+        if loaded.classifier is None:
+            loaded.classifier = EmotionClassifier(loaded.models.emotion_text_directory)
+        return loaded.classifier.classify(text)
+
+    # --- speech -------------------------------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        text: str,
+        speaker: Speaker,
+        emotion: EmotionInput = None,
+        config: InferenceConfig | None = None,
+        *,
+        on_progress: ProgressCallback | None = None,
+        on_samples: SamplesCallback | None = None,
+        cancel: CancelCheck | None = None,
+    ) -> SpeechResult:
+        """Speak `text` in the voice of `speaker` with `emotion`.
+
+        Args:
+            text: what is to be said; any length, cut into segments.
+            speaker: reference audio (path, bytes, Waveform), a voice file (`.safetensors`) or a Voice.
+            emotion: None (as in the reference), a Path, Waveform or EmotionAudio, eight numbers, a string such as
+                `"happy:0.7,sad:0.2"`, or EmotionWords.
+            config: options; None takes the defaults.
+            on_progress: called with a Progress, often.
+            on_samples: called with samples (N,) as soon as they are final: segments, and the silence between them.
+            cancel: polled at every decode and flow step; True ends the call with Cancelled.
+
+        Raises:
+            TextError, AudioError, UsageError, GenerationError, Cancelled: each says what to do about it.
+        """
+        start = time.perf_counter()
+        config = with_seed(config or InferenceConfig())
+        assert config.seed is not None
+        run = Run(on_progress, cancel)
+        silence = silence_samples(config, self.sample_rate)
+        parts: list[np.ndarray] = []
+        segments: list[Segment] = []
+        mels: list[np.ndarray] = []
+        position = 0
+        for speech in self.segments(text, speaker, emotion, config, run):
+            new = [silence, speech.samples] if parts and silence.size else [speech.samples]
+            parts += new
+            begin = position + sum(part.size for part in new[:-1])
+            position = begin + speech.samples.size
+            if on_samples is not None:
+                for part in new:
+                    on_samples(part)
+            mels.append(speech.mel)
+            segments.append(
+                Segment(
+                    self.tokenizer.to_text(speech.pieces),
+                    speech.pieces,
+                    speech.codes,
+                    begin / self.sample_rate,
+                    position / self.sample_rate,
+                    speech.hit_limit,
+                )
+            )
+        run.timings["total"] = time.perf_counter() - start
+        return SpeechResult(
+            samples=np.concatenate(parts),
+            sample_rate=self.sample_rate,
+            text=text,
+            mel_codes=np.concatenate([s.mel_codes for s in segments]),
+            mel=np.concatenate(mels, axis=1),
+            segments=tuple(segments),
+            seed=config.seed,
+            timings=run.timings,
+            metadata=self._metadata(config),
+        )
+
+    def infer_with_emotion(
+        self,
+        text: str,
+        speaker: Speaker,
+        emotion_audio: str | Path | bytes | Waveform,
+        alpha: float = 1.0,
+        config: InferenceConfig | None = None,
+    ) -> SpeechResult:
+        """`infer` with the emotion of another recording; `alpha` 0 keeps the speaker's own."""
+        return self.infer(text, speaker, EmotionAudio(emotion_audio, alpha), config)
+
+    @torch.inference_mode()
+    def segments(
+        self,
+        text: str,
+        speaker: Speaker,
+        emotion: EmotionInput = None,
+        config: InferenceConfig | None = None,
+        run: Run | None = None,
+    ) -> Iterator[SegmentSpeech]:
+        """Speak segment by segment: the one generator of speech.
+
+        With `target_seconds` all segments are decoded before the first one is heard, since the length of each
+        depends on the length of all.
+        """
+        config = with_seed(config or InferenceConfig())
+        run = run or Run()
+        models = self.models
+        with run.stage("text"):
+            pieces = self.text_segments(text, config)
+        run.segments = len(pieces)
+        voice = self.voice(speaker, run=run)
+        assert config.seed is not None
+        emotion_vector = self.emotion_vector(voice, emotion, text, run, config.seed)
+        generator = torch.Generator(models.device).manual_seed(config.seed)
+
+        def decode(index: int) -> stages.Codes:
+            run.segment = index
+            return stages.segment_to_codes(
+                models, voice.speaker_latents, emotion_vector, pieces[index], config, generator, run
+            )
+
+        decoded: list[stages.Codes] = []
+        factor = config.duration_factor
+        if config.target_seconds is not None:
+            decoded = [decode(index) for index in range(len(pieces))]
+            factor = self._target_factor(decoded, config)
+        for index, segment in enumerate(pieces):
+            codes = decoded[index] if decoded else decode(index)
+            run.segment = index
+            if codes.hit_limit:
+                log.warning(
+                    "segment %d reached the limit of %d codes before its end; raise max_mel_tokens or lower "
+                    "max_text_tokens_per_segment",
+                    index + 1,
+                    config.generation.max_mel_tokens,
+                )
+            with run.stage("flow"):
+                frames = stages.target_frames(models, codes.codes.shape[1], factor)
+                condition = stages.codes_to_condition(models, codes, frames)
+                noise = stages.draw_noise(models, voice.prompt_mel.shape[-1] + frames, config, generator)
+                mel = stages.condition_to_mel(
+                    models, voice.prompt_condition, voice.prompt_mel, voice.style, condition, noise, config, run
+                )
+            with run.stage("vocoder"):
+                run.report("vocoder", 0, 1)
+                samples = stages.mel_to_waveform(models, mel)
+                run.report("vocoder", 1, 1)
+            yield SegmentSpeech(
+                index,
+                len(pieces),
+                samples,
+                mel[0].cpu().numpy(),
+                codes.codes[0].cpu().numpy(),
+                segment.pieces,
+                codes.hit_limit,
+            )
+
+    def text_segments(self, text: str, config: InferenceConfig | None = None) -> list[stages.TextSegment]:
+        """The segments that `text` is spoken in.
+
+        Raises:
+            TextError: nothing in the text can be spoken.
+        """
+        limit = self.config.gpt.max_text_tokens - 1
+        return stages.text_to_segments(self.tokenizer, text, config or InferenceConfig(), limit)
+
+    def _target_factor(self, decoded: list[stages.Codes], config: InferenceConfig) -> float:
+        """The duration factor that makes all segments and silences last `target_seconds`."""
+        mel = self.config.s2mel.mel
+        assert config.target_seconds is not None
+        silent = (len(decoded) - 1) * silence_samples(config, self.sample_rate).size
+        wanted = (config.target_seconds * self.sample_rate - silent) / mel.hop_length
+        natural = sum(stages.target_frames(self.models, codes.codes.shape[1]) for codes in decoded)
+        factor = wanted / natural
+        if not 0.5 <= factor <= 2.0:
+            raise UsageError(
+                f"{config.target_seconds} s asked for, but the speech lasts "
+                f"{natural * mel.hop_length / self.sample_rate:.1f} s by nature; it can be made half to twice as long"
+            )
+        return factor
+
+    def _metadata(self, config: InferenceConfig) -> dict[str, str]:
+        """Provenance that is written into every file."""
+        from indextts2 import __version__
+
+        return {
+            "title": "Synthetic speech",
+            "comment": f"synthetic speech; seed {config.seed}; model {self.models.fingerprint[:16]}",
+            "software": f"indextts2 {__version__}",
+        }
+
+
+def with_seed(config: InferenceConfig) -> InferenceConfig:
+    """The configuration with a seed drawn by the system when it names none."""
+    return config if config.seed is not None else dataclasses.replace(config, seed=secrets.randbits(32))
+
+
+def silence_samples(config: InferenceConfig, sample_rate: int) -> np.ndarray:
+    """The zeros between two segments."""
+    return np.zeros(int(sample_rate * config.interval_silence_ms / 1000.0), dtype=np.float32)
+
+
+def _make_tokenizer(directory: ModelDirectory) -> TextTokenizer:
+    """The tokenizer that belongs to the checkpoint."""
+    from indextts2.text.glossary import Glossary
+    from indextts2.text.normalizer import TextNormalizer
+
+    normalizer = TextNormalizer(Glossary.from_model_dir(directory.path))
+    if directory.tokenizer_file is None:
+        from indextts2.text.phonemes import PhonemeTokenizer
+
+        return PhonemeTokenizer(normalizer)
+    from indextts2.text.tokenizer import Tokenizer
+
+    return Tokenizer(directory.tokenizer_file, normalizer)
+
+
+def _check_same_sizes(wanted: ModelConfig, directory: ModelDirectory) -> None:
+    """Weights of other sizes than the object was made for are an error; sections it does not know are taken over."""
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(wanted, field.name), getattr(directory.config, field.name)
+        if field.name != "files" and ours is not None and ours != theirs:
+            raise ConfigError(
+                f"this object was made for {field.name} = {ours}, but {directory.path} has {theirs}; "
+                "make it with `IndexTTS2.from_pretrained` or from the directory's own config.yaml"
+            )

@@ -1,0 +1,217 @@
+"""The path from text and audio to sound: one function per arrow. Start reading in `pipeline.py`.
+
+Axes: B batch (1 everywhere here), T semantic frames, P prompt mel frames, N target mel frames, M codes, D GPT width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from indextts2.audio.features import fbank_mean_normalised, log_mel, seamless_features
+from indextts2.audio.resampler import emotion_audio, speaker_audio
+from indextts2.errors import GenerationError
+from indextts2.inference.voice import Voice, content_key
+from indextts2.models.gpt.generation import Generation, generate
+from indextts2.models.s2mel.flow_matching import sample
+from indextts2.text.segmenter import split_segments
+from indextts2.text.tokenizer import require_speech
+
+StateCallback = Callable[[torch.Tensor], None]
+
+if TYPE_CHECKING:
+    from indextts2.checkpoints.loading import Models
+    from indextts2.config import InferenceConfig
+    from indextts2.inference.progress import Run
+    from indextts2.text.tokenizer import TextTokenizer
+    from indextts2.types import Waveform
+
+
+@dataclass(frozen=True)
+class TextSegment:
+    """Pieces and ids of one segment."""
+
+    pieces: tuple[str, ...]
+    ids: torch.Tensor
+
+
+# --- reference audio -> voice -----------------------------------------------------------------------------------------
+
+
+def semantic_features(models: Models, audio_16k: np.ndarray) -> torch.Tensor:
+    """16 kHz samples (N,) -> normalised w2v-BERT features (1, T, hidden)."""
+    features, mask = seamless_features(audio_16k)
+    hidden = models.w2v_bert(_batch(models, features), _batch(models, mask))
+    return models.feature_statistics(hidden)
+
+
+def encode_voice(models: Models, reference: Waveform, run: Run, name: str = "") -> Voice:
+    """Reference audio -> Voice: all that the speaker contributes, computed once."""
+    with run.stage("mel"):
+        audio_22k, audio_16k = speaker_audio(reference, models.config.s2mel.mel.sample_rate)
+        prompt_mel = _batch(models, log_mel(audio_22k, models.config.s2mel.mel))
+    with run.stage("semantic_encoding"):
+        features = semantic_features(models, audio_16k)
+        _, prompt_embedding = models.codec.quantize(features)
+    with run.stage("speaker_encoding"):
+        style = models.campplus(_batch(models, fbank_mean_normalised(audio_16k)))
+        speaker_latents = models.gpt.speaker_latents(features.to(models.gpt_dtype)).float()
+        prompt_condition = models.length_regulator(prompt_embedding, prompt_mel.shape[-1])
+    with run.stage("emotion_encoding"):
+        own_emotion = models.gpt.emotion_vector(features.to(models.gpt_dtype)).float()
+        audio_emotion = encode_emotion(models, reference)
+    return Voice(
+        speaker_latents,
+        own_emotion,
+        audio_emotion,
+        style,
+        prompt_condition,
+        prompt_mel,
+        model=models.fingerprint,
+        source=content_key(reference),
+        seconds=reference.duration,
+        name=name,
+    )
+
+
+def encode_emotion(models: Models, reference: Waveform) -> torch.Tensor:
+    """Emotion audio -> emotion vector (1, D), by the emotion resampling path (01 section 6.1)."""
+    features = semantic_features(models, emotion_audio(reference))
+    return models.gpt.emotion_vector(features.to(models.gpt_dtype)).float()
+
+
+def merge_emotion(own: torch.Tensor, other: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Interpolate between the speaker's own emotion vector and another one; evaluated in this form for alpha 1 too."""
+    return own + alpha * (other - own)
+
+
+# --- text -> segments of ids ------------------------------------------------------------------------------------------
+
+
+def text_to_segments(
+    tokenizer: TextTokenizer, text: str, config: InferenceConfig, max_tokens: int
+) -> list[TextSegment]:
+    """Text -> segments of token ids.
+
+    Raises:
+        TextError: nothing in the text can be spoken.
+    """
+    pieces = tokenizer.tokenize(text)
+    limit = min(config.max_text_tokens_per_segment, max_tokens)
+    require_speech(text, pieces, tokenizer)
+    segments = split_segments(pieces, limit, config.quick_streaming_tokens, tokenizer.marks, max_tokens + 1)
+    return [TextSegment(tuple(s), torch.tensor(tokenizer.to_ids(s), dtype=torch.int64)) for s in segments]
+
+
+# --- ids -> codes and latents -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Semantic codes (1, M) int64 with their latents (1, M, D) float32; `hit_limit`: no stop token was drawn."""
+
+    codes: torch.Tensor
+    latents: torch.Tensor
+    hit_limit: bool
+
+
+def segment_to_codes(
+    models: Models,
+    speaker_latents: torch.Tensor,
+    emotion: torch.Tensor,
+    segment: TextSegment,
+    config: InferenceConfig,
+    generator: torch.Generator,
+    run: Run,
+) -> Codes:
+    """Autoregressive decoding of one segment, then its latents on the same prefix.
+
+    Args:
+        speaker_latents: (1, n, D) of the voice.
+        emotion: vector (1, D).
+
+    Raises:
+        GenerationError: the model stopped before the first code.
+    """
+    gpt = models.gpt
+    limit = config.generation.max_mel_tokens
+    with run.stage("gpt"):
+        conditioning = gpt.conditioning(speaker_latents, emotion).to(models.gpt_dtype)
+        prompt = gpt.prefill(gpt.prefix(conditioning, segment.ids))
+        generation: Generation = generate(
+            gpt, prompt, config.generation, generator, cancel=run.cancel, on_code=lambda n: run.report("gpt", n, limit)
+        )
+        if generation.codes.numel() == 0:
+            raise GenerationError(
+                f"the model stopped at once for {' '.join(segment.pieces)[:60]!r}; try another seed or temperature"
+            )
+    with run.stage("gpt_latents"):
+        latents = generation.latents if generation.latents is not None else gpt.latents(prompt, generation.codes)
+    return Codes(generation.codes, latents.float(), generation.hit_limit)
+
+
+# --- codes -> mel -> waveform -----------------------------------------------------------------------------------------
+
+
+def target_frames(models: Models, code_count: int, factor: float = 1.0) -> int:
+    """Mel frames for `code_count` codes: float32 product, truncated (07 section 1), at least 1."""
+    frames = np.float32(code_count) * np.float32(models.config.s2mel.frames_per_code)
+    if factor != 1.0:
+        frames = frames * np.float32(factor)
+    return max(1, int(frames))
+
+
+def codes_to_condition(models: Models, codes: Codes, frames: int) -> torch.Tensor:
+    """Codes and latents -> condition of the flow (1, N, C)."""
+    semantic = models.latent_projection(codes.latents) + models.codec.embed(codes.codes)
+    return models.length_regulator(semantic, frames)
+
+
+def draw_noise(models: Models, frames: int, config: InferenceConfig, generator: torch.Generator) -> torch.Tensor:
+    """Start noise of the flow (1, n_mels, frames), prompt and target."""
+    shape = (1, models.config.s2mel.mel.n_mels, frames)
+    return torch.randn(shape, generator=generator, device=models.device) * config.flow_temperature
+
+
+def condition_to_mel(
+    models: Models,
+    prompt_condition: torch.Tensor,
+    prompt_mel: torch.Tensor,
+    style: torch.Tensor,
+    condition: torch.Tensor,
+    noise: torch.Tensor,
+    config: InferenceConfig,
+    run: Run,
+    on_state: StateCallback | None = None,
+) -> torch.Tensor:
+    """Flow matching: condition (1, N, C) with the voice's prompt -> mel (1, n_mels, N).
+
+    Args:
+        noise: (1, n_mels, P + N), see `draw_noise`.
+        on_state: called with the state (1, n_mels, P + N) that enters each step.
+    """
+    s2mel = models.config.s2mel
+    steps = s2mel.steps if config.steps is None else config.steps
+    cfg_rate = s2mel.cfg_rate if config.cfg_rate is None else config.cfg_rate
+
+    def on_step(step: int, state: torch.Tensor) -> None:
+        run.report("flow", step + 1, steps)
+        if on_state is not None:
+            on_state(state)
+
+    mu = torch.cat([prompt_condition, condition], dim=1)
+    return sample(models.dit, mu, prompt_mel, style, noise, steps=steps, cfg_rate=cfg_rate, on_step=on_step)
+
+
+def mel_to_waveform(models: Models, mel: torch.Tensor) -> np.ndarray:
+    """Mel (1, n_mels, N) -> samples (hop * N,) float32 in [-1, 1]."""
+    return models.bigvgan(mel)[0, 0].float().cpu().numpy()
+
+
+def _batch(models: Models, array: np.ndarray) -> torch.Tensor:
+    """Numpy array -> tensor with a batch axis on the model's device."""
+    return torch.from_numpy(np.ascontiguousarray(array))[None].to(models.device)
