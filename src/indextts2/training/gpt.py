@@ -1,0 +1,223 @@
+"""Stage `gpt`: text to codes, conditioned on another clip of the same speaker.
+
+What makes a few hours of speech enough: one attention head in two layers is shown the forced alignment of text and
+codes (guided attention in the sense of Tachibana et al. 2018, here with the CTC path of the encoder), positions start
+as sinusoids whose rates match, and a part of the input codes is replaced at random, so that the model reads the text
+instead of trusting its past. Axes: B batch, L text tokens, M codes, T condition frames, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indextts2.config import GPTConfig
+from indextts2.models.gpt.unified_voice import IGNORED_TARGET, PositionEmbedding, UnifiedVoice, training_targets
+from indextts2.text.phonemes import SPACE_ID
+from indextts2.training.alignment import ctc_path, token_of_frame
+from indextts2.training.codec import load_codec, load_recogniser, write_codes
+from indextts2.training.data import Corpus, LengthBatches, pad
+from indextts2.training.embedded import embedded_model_config
+from indextts2.training.runner import RunConfig, Stage
+from indextts2.training.semantic import Recogniser
+
+
+@dataclass(frozen=True)
+class GPTStageConfig:
+    """Batches, loss weights and augmentation of the GPT stage."""
+
+    rows_per_batch: int = 5000
+    text_weight: float = 0.02
+    alignment_weight: float = 0.2
+    aligned_layers: tuple[int, ...] = (1, 3)
+    # Part of the input codes that is replaced by random ones: drawn per clip between 0 and this.
+    corruption: float = 0.3
+    # Part of the items that are two clips of one speaker in a row.
+    joined: float = 0.25
+    max_condition_frames: int = 400
+    codes_per_token: float = 3.4
+
+
+class GPTTrainer(nn.Module):
+    """UnifiedVoice, and the attention of one head per guided layer as a loss."""
+
+    def __init__(self, config: GPTConfig, stage: GPTStageConfig) -> None:
+        super().__init__()
+        self.voice = UnifiedVoice(config, with_text_head=True)
+        initialise_positions(self.voice.text_pos_embedding, stage.codes_per_token)
+        initialise_positions(self.voice.mel_pos_embedding, 1.0)
+        self.guided: dict[int, Tensor] = {}
+        for layer in stage.aligned_layers:
+            self._listen(layer)
+
+    def _listen(self, layer: int) -> None:
+        """Keep the queries, keys and values (B, T, 3 D) of `layer` in every forward pass."""
+
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            self.guided[layer] = output
+
+        self.voice.gpt.get_submodule(f"h.{layer}.attn.c_attn").register_forward_hook(keep)
+
+    def alignment_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy between the first head's attention and the wanted key.
+
+        Args:
+            rows: (B, M) sequence rows of the queries; targets: (B, M) their wanted keys, IGNORED_TARGET to skip.
+        """
+        width = self.voice.gpt.head_dim
+        total = rows.new_zeros((), dtype=torch.float32)
+        for qkv in self.guided.values():
+            model_dim = qkv.shape[-1] // 3
+            query = qkv[..., :width].gather(1, rows[..., None].expand(-1, -1, width))
+            key = qkv[..., model_dim : model_dim + width]
+            scores = (query @ key.transpose(1, 2)).float() / math.sqrt(width)
+            future = torch.arange(key.shape[1], device=rows.device) > rows[..., None]
+            scores = scores.masked_fill(future, -1e4)
+            total = total + F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_TARGET)
+        return total / max(1, len(self.guided))
+
+
+@torch.no_grad()
+def initialise_positions(embedding: PositionEmbedding, rate: float) -> None:
+    """Sinusoids of `rate` * position in the usual size of embeddings, so that equal times look alike."""
+    table = embedding.emb.weight
+    frequencies = torch.exp(torch.arange(0, table.shape[1], 2) * (-math.log(10000.0) / table.shape[1]))
+    angles = torch.arange(table.shape[0])[:, None] * rate * frequencies
+    table.copy_(torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1) * 0.03)
+
+
+class GPTStage(Stage):
+    """Teacher-forced training of `GPTTrainer` on the codes in ``data/codes.npy``."""
+
+    name = "gpt"
+
+    def __init__(self, corpus: Corpus, gpt: GPTConfig, config: GPTStageConfig, alignment: np.ndarray) -> None:
+        self.corpus, self.config, self.gpt_config = corpus, config, gpt
+        self.alignment = alignment
+        self.model: GPTTrainer = GPTTrainer(gpt, config)
+        self.text = [np.asarray(corpus.text_ids(number)) for number in range(len(corpus))]
+        lengths = {n: len(self.text[n]) + corpus.clips[n].length("fbank") for n in corpus.train}
+        self.batches = LengthBatches(lengths, config.rows_per_batch, seed=1)
+
+    def _clip(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Text ids (L,), codes (M,) and the text index (M,) of every code."""
+        codes = self.corpus.get("codes", number, like="fbank").astype(np.int64)
+        start, end = self.corpus.clips[number].spans["fbank"]
+        return self.text[number], codes, self.alignment[start:end].astype(np.int64)
+
+    def _item(self, number: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One clip, now and then with another one of the speaker behind it."""
+        text, codes, aligned = self._clip(number)
+        if rng is None or rng.random() >= self.config.joined:
+            return text, codes, aligned
+        more_text, more_codes, more_aligned = self._clip(self.corpus.other_clip(number, rng))
+        text_room, code_room = self.gpt_config.max_text_tokens, self.gpt_config.max_mel_tokens
+        if len(text) + 1 + len(more_text) > text_room or len(codes) + len(more_codes) > code_room:
+            return text, codes, aligned
+        joined = np.concatenate((text, [SPACE_ID], more_text))
+        return joined, np.concatenate((codes, more_codes)), np.concatenate((aligned, more_aligned + len(text) + 1))
+
+    def _condition(self, number: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Features (T, C) of another clip of the speaker, cut at random to a reference's length."""
+        other = self.corpus.other_clip(number, rng or np.random.default_rng(number))
+        features = self.corpus.get("features", other, like="fbank")
+        room = len(features) - self.config.max_condition_frames
+        start = int(rng.integers(0, room + 1)) if rng is not None and room > 0 else 0
+        return features[start : start + self.config.max_condition_frames].astype(np.float32)
+
+    def collate(self, numbers: list[int], rng: np.random.Generator | None) -> dict[str, Tensor]:
+        items = [self._item(number, rng) for number in numbers]
+        conditions = [self._condition(number, rng) for number in numbers]
+        batch = {
+            "text": pad([text for text, _, _ in items]),
+            "text_lengths": np.asarray([len(text) for text, _, _ in items]),
+            "codes": pad([codes for _, codes, _ in items]),
+            "code_lengths": np.asarray([len(codes) for _, codes, _ in items]),
+            "aligned": pad([aligned for _, _, aligned in items], IGNORED_TARGET),
+            "condition": pad(conditions),
+            "condition_lengths": np.asarray([len(condition) for condition in conditions]),
+        }
+        batch["inputs"] = batch["codes"] if rng is None else self._corrupt(batch["codes"], rng)
+        return {name: torch.from_numpy(value).to(self.device) for name, value in batch.items()}
+
+    def _corrupt(self, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Replace a random part of the codes (B, M), in runs of about two, by random codes."""
+        part = rng.uniform(0, self.config.corruption, (len(codes), 1))
+        hit = rng.random(codes.shape) < part / 2
+        hit[:, 1:] |= hit[:, :-1]
+        return np.where(hit, rng.integers(0, self.gpt_config.start_mel_token, codes.shape), codes)
+
+    def next_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        return self.collate(self.batches.next(), rng)
+
+    def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        voice, config = self.model.voice, self.gpt_config
+        speaker = voice.speaker_latents(batch["condition"], batch["condition_lengths"])
+        emotion = voice.emotion_vector(batch["condition"], batch["condition_lengths"])
+        conditioning = voice.conditioning(speaker, emotion)
+        text_logits, mel_logits, _ = voice.training_forward(
+            conditioning, batch["text"], batch["text_lengths"], batch["inputs"], batch["code_lengths"]
+        )
+        assert text_logits is not None
+        mel_targets = training_targets(batch["codes"], batch["code_lengths"], config.stop_mel_token)
+        text_targets = training_targets(batch["text"], batch["text_lengths"], config.stop_text_token)
+        mel = F.cross_entropy(mel_logits.float().flatten(0, 1), mel_targets.flatten(), ignore_index=IGNORED_TARGET)
+        text = F.cross_entropy(text_logits.float().flatten(0, 1), text_targets.flatten(), ignore_index=IGNORED_TARGET)
+        first_text = conditioning.shape[1] + 1
+        rows = (first_text + batch["text_lengths"] + 1)[:, None] + torch.arange(
+            batch["codes"].shape[1], device=self.device
+        )
+        last_row = conditioning.shape[1] + batch["text"].shape[1] + 2 + batch["codes"].shape[1]
+        keys = torch.where(batch["aligned"] == IGNORED_TARGET, IGNORED_TARGET, batch["aligned"] + first_text)
+        alignment = self.model.alignment_loss(rows.clamp(max=last_row), keys)
+        loss = mel + self.config.text_weight * text + self.config.alignment_weight * alignment
+        accuracy = (mel_logits.argmax(-1) == mel_targets)[mel_targets != IGNORED_TARGET].float().mean()
+        return {"loss": loss, "mel": mel, "text": text, "alignment": alignment, "accuracy": accuracy}
+
+    def evaluate(self) -> dict[str, float]:
+        """Teacher-forced losses on the held-out speakers."""
+        sums: dict[str, float] = {}
+        numbers = sorted(self.corpus.held_out, key=lambda n: len(self.text[n]))
+        groups = [numbers[start : start + 16] for start in range(0, len(numbers), 16)]
+        for group in groups:
+            for name, value in self.losses(self.collate(group, None), 0).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return {f"held_out_{name}": value / len(groups) for name, value in sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        return self.batches.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.batches.load_state(state)
+
+
+@torch.no_grad()
+def write_alignment(corpus: Corpus, recogniser: Recogniser) -> None:
+    """``alignment.npy``: for every frame of the corpus the index of the text token that is being said (int16)."""
+    aligned = []
+    for number in range(len(corpus)):
+        text = np.asarray(corpus.text_ids(number))
+        tokens = np.flatnonzero(text != SPACE_ID)
+        fbank = torch.from_numpy(corpus.get("fbank", number).astype(np.float32))[None]
+        output = recogniser(fbank, None)[2][0].numpy()
+        aligned.append(token_of_frame(ctc_path(output, text[tokens].tolist()), tokens, len(output)))
+    np.save(corpus.folder / "alignment.npy", np.concatenate(aligned).astype(np.int16))
+
+
+def make(work: Path) -> tuple[Stage, RunConfig]:
+    """The stage on the codes of the trained codec; codes and alignment are written first when they are absent."""
+    corpus = Corpus(work / "data")
+    if not (corpus.folder / "codes.npy").exists():
+        write_codes(corpus, load_codec(work))
+    if not (corpus.folder / "alignment.npy").exists():
+        write_alignment(corpus, load_recogniser(work))
+    alignment = np.load(corpus.folder / "alignment.npy")
+    stage = GPTStage(corpus, embedded_model_config().gpt, GPTStageConfig(), alignment)
+    return stage, RunConfig(output=str(work / "gpt"), minutes=70, learning_rate=1e-3, warmup_steps=200)
