@@ -339,7 +339,7 @@ class IndexTTS2:
         voice = self.voice(speaker, run=run)
         assert config.seed is not None
         emotion_vector = self.emotion_vector(voice, emotion, text, run, config.seed)
-        generator = torch.Generator(models.device).manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(config.seed)
 
         def decode(index: int) -> stages.Codes:
             run.segment = index

@@ -5,6 +5,7 @@ Axes: B batch (1 everywhere here), T semantic frames, P prompt mel frames, N tar
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,9 +15,8 @@ import torch
 
 from indextts2.audio.features import fbank_mean_normalised, log_mel, seamless_features
 from indextts2.audio.resampler import emotion_audio, speaker_audio
-from indextts2.errors import GenerationError
 from indextts2.inference.voice import Voice, content_key
-from indextts2.models.gpt.generation import Generation, generate
+from indextts2.models.gpt.generation import generate
 from indextts2.models.s2mel.flow_matching import sample
 from indextts2.text.segmenter import split_segments
 from indextts2.text.tokenizer import require_speech
@@ -138,20 +138,18 @@ def segment_to_codes(
         GenerationError: the model stopped before the first code.
     """
     gpt = models.gpt
+    spoken = itertools.count(1)
     limit = config.generation.max_mel_tokens
     with run.stage("gpt"):
-        conditioning = gpt.conditioning(speaker_latents, emotion).to(models.gpt_dtype)
-        prompt = gpt.prefill(gpt.prefix(conditioning, segment.ids))
-        generation: Generation = generate(
-            gpt, prompt, config.generation, generator, cancel=run.cancel, on_code=lambda n: run.report("gpt", n, limit)
+        prefix = gpt.prefix(gpt.conditioning(speaker_latents, emotion).to(models.gpt_dtype), segment.ids)
+        generation = generate(
+            gpt, prefix, config.generation, generator, run.cancel, lambda _: run.report("gpt", next(spoken), limit)
         )
-        if generation.codes.numel() == 0:
-            raise GenerationError(
-                f"the model stopped at once for {' '.join(segment.pieces)[:60]!r}; try another seed or temperature"
-            )
     with run.stage("gpt_latents"):
-        latents = generation.latents if generation.latents is not None else gpt.latents(prompt, generation.codes)
-    return Codes(generation.codes, latents.float(), generation.hit_limit)
+        latents = generation.latents
+        if latents is None:
+            latents = gpt.latents(generation.prompt, generation.codes)
+    return Codes(generation.codes[None].to(models.device), latents.float(), generation.hit_limit)
 
 
 # --- codes -> mel -> waveform -----------------------------------------------------------------------------------------
@@ -173,8 +171,8 @@ def codes_to_condition(models: Models, codes: Codes, frames: int) -> torch.Tenso
 
 def draw_noise(models: Models, frames: int, config: InferenceConfig, generator: torch.Generator) -> torch.Tensor:
     """Start noise of the flow (1, n_mels, frames), prompt and target."""
-    shape = (1, models.config.s2mel.mel.n_mels, frames)
-    return torch.randn(shape, generator=generator, device=models.device) * config.flow_temperature
+    noise = torch.randn((1, models.config.s2mel.mel.n_mels, frames), generator=generator)
+    return (noise * config.flow_temperature).to(models.device)
 
 
 def condition_to_mel(

@@ -86,7 +86,7 @@ def gpt(context: Context, load: Load) -> Arrays:
             context.emotion_weights, _tensor(context, load("encoders/speaker_emb")), vector, config.seed or 0
         )
     segment = stages.TextSegment((), torch.from_numpy(load("input/tokens")))
-    generator = torch.Generator(models.device).manual_seed(config.seed or 0)
+    generator = torch.Generator().manual_seed(config.seed or 0)
     codes = stages.segment_to_codes(models, latents, vector, segment, config, generator, Run())
     result = {
         "gpt/speaker_latents": latents,
@@ -143,7 +143,7 @@ COMPONENTS: dict[str, Callable[[Context, Load], Arrays]] = {
 def flow_noise(context: Context, arrays: Arrays) -> np.ndarray:
     """The start noise of the run: what its generator draws after the codes."""
     models, config = context.tts.models, context.config
-    generator = torch.Generator(models.device).manual_seed(config.seed or 0)
+    generator = torch.Generator().manual_seed(config.seed or 0)
     segment = stages.TextSegment((), torch.from_numpy(arrays["input/tokens"]))
     latents, vector = (_tensor(context, arrays[f"gpt/{n}"]) for n in ("speaker_latents", "emotion_vector"))
     codes = stages.segment_to_codes(models, latents, vector, segment, config, generator, Run())

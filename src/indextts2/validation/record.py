@@ -55,7 +55,7 @@ def record(
         "emotion_sample_rate": None,
         "emotion": None,
         "emotion_alpha": 1.0,
-        "model": {"name": tts.models.name, "fingerprint": tts.models.fingerprint, "files": tts.models.file_hashes()},
+        "model": _model_facts(tts),
     }
     if isinstance(wanted, EmotionAudio):
         other = load_reference(wanted.audio)
@@ -66,6 +66,16 @@ def record(
     golden = GoldenSet(facts)
     golden.arrays = chain(context_of(tts, golden), inputs)
     return golden
+
+
+def _model_facts(tts: IndexTTS2) -> dict[str, Any]:
+    """Which model it was: name, fingerprint and the SHA-256 of every file."""
+    from indextts2.checkpoints.check import check
+
+    assert tts.directory is not None
+    report = check(tts.directory.path, config_path=tts.directory.config_path, hash_files=True)
+    files = {file.path: file.sha256 for file in report.files if file.sha256 is not None}
+    return {"name": tts.directory.path.name, "fingerprint": tts.models.fingerprint, "files": files}
 
 
 def context_of(tts: IndexTTS2, golden: GoldenSet) -> Context:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from indextts2.errors import ValidationError
@@ -13,6 +15,8 @@ from indextts2.validation.record import context_of
 
 if TYPE_CHECKING:
     from indextts2.inference.pipeline import IndexTTS2
+
+log = logging.getLogger(__name__)
 
 # `full` starts from audio and text alone and is judged by what comes out.
 FULL = ("input/tokens", "encoders/semantic_codes", "gpt/mel_codes", "synthesis/mel_spec", "output/audio")
@@ -32,6 +36,9 @@ def validate(tts: IndexTTS2, golden: GoldenSet, components: list[str], atol: flo
     unknown = [name for name in components if name not in (*COMPONENTS, "full")]
     if unknown:
         raise ValidationError(f"no component {unknown[0]!r}; there are {', '.join([*COMPONENTS, 'full'])}")
+    made_with = golden.facts["model"]["fingerprint"]
+    if made_with != tts.models.fingerprint:
+        log.warning("the set was made with model %s, the loaded one is %s", made_with, tts.models.fingerprint)
     context = context_of(tts, golden)
     return [row for name in components for row in _component(name, context, golden, atol, rtol)]
 
@@ -50,10 +57,7 @@ def _component(name: str, context: Context, golden: GoldenSet, atol: float, rtol
     return [_compare(name, array, actual[array], golden, atol, rtol) for array in actual]
 
 
-def _compare(component: str, name: str, actual: object, golden: GoldenSet, atol: float, rtol: float) -> Comparison:
-    import numpy as np
-
-    array = np.asarray(actual)
+def _compare(component: str, name: str, array: np.ndarray, golden: GoldenSet, atol: float, rtol: float) -> Comparison:
     try:
         return compare(component, name, array, golden.load(name), atol, rtol)
     except ValidationError as error:
