@@ -116,11 +116,10 @@ def _slaney_to_hz(mel: np.ndarray) -> np.ndarray:
 # --- filter banks of the encoders ---
 
 
-def kaldi_fbank(samples_16k: np.ndarray, subtract_mean: bool = False) -> np.ndarray:
+def kaldi_fbank(samples_16k: np.ndarray) -> np.ndarray:
     """Kaldi's log filter bank, in float32: (N,) float32 at 16 kHz in [-1, 1] -> (T, 80) float32.
 
-    T = 1 + (N - 400) // 160. CAMPPlus takes it with `subtract_mean`: less its mean over time in each band.
-    The waveform is on purpose not scaled to 16-bit integers (spec 06 section 1).
+    T = 1 + (N - 400) // 160. The waveform is on purpose not scaled to 16-bit integers (spec 06 section 1).
     """
     frames = torch.from_numpy(_vector(samples_16k, FRAME_SAMPLES)).unfold(0, FRAME_SAMPLES, FRAME_SHIFT)
     frames = frames - frames.mean(dim=1, keepdim=True)
@@ -128,10 +127,13 @@ def kaldi_fbank(samples_16k: np.ndarray, subtract_mean: bool = False) -> np.ndar
     window = torch.hann_window(FRAME_SAMPLES, periodic=False).pow(0.85)
     spectrum = torch.fft.rfft((frames - PREEMPHASIS * previous) * window, n=FBANK_FFT)
     energies = spectrum.abs().square() @ torch.from_numpy(_kaldi_mel_basis("float32"))
-    features = energies.clamp(min=ENERGY_FLOOR).log()
-    if subtract_mean:
-        features = features - features.mean(dim=0, keepdim=True)
-    return features.numpy()
+    return energies.clamp(min=ENERGY_FLOOR).log().numpy()
+
+
+def fbank_mean_normalised(samples_16k: np.ndarray) -> np.ndarray:
+    """Input of CAMPPlus: `kaldi_fbank` less its mean over time in each band, (T, 80) float32."""
+    features = torch.from_numpy(kaldi_fbank(samples_16k))
+    return (features - features.mean(dim=0, keepdim=True)).numpy()
 
 
 def seamless_features(samples_16k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -136,7 +136,7 @@ def _read(file: BinaryIO, name: str, max_seconds: float, too_long: str) -> Wavef
         check_ogg_end(file, name)
     file.seek(0)
     try:
-        with soundfile.SoundFile(file) as sound:
+        with _SequentialFile(file) as sound:
             check_format(sound.samplerate, sound.channels, name)
             exact_length = container != "MP3" or mp3_announces_length(file)
             samples = _decode(sound, name, max_seconds, too_long, exact_length)
@@ -146,6 +146,17 @@ def _read(file: BinaryIO, name: str, max_seconds: float, too_long: str) -> Wavef
         raise AudioError(f"{name} cannot be decoded as {container} ({reason}); {CONVERT}") from error
     _check_waveform(waveform, name)
     return waveform
+
+
+class _SequentialFile(soundfile.SoundFile):
+    """A file that is only read onwards.
+
+    soundfile seeks after every block, which fails at the end of FLAC streams of unknown length, and it reads no more
+    of an MP3 than the bit rate of its first frames lets expect.
+    """
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _decode(sound: soundfile.SoundFile, name: str, max_seconds: float, too_long: str, exact_length: bool) -> np.ndarray:

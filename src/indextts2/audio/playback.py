@@ -30,7 +30,11 @@ class Player:
         self.sample_rate = sample_rate
         self._device = _sounddevice()
         self._stream: Any = self._call(self._device.OutputStream, samplerate=sample_rate, channels=1, dtype="float32")
-        self._call(self._stream.start)
+        try:
+            self._call(self._stream.start)
+        except AudioError:
+            self._stream.close()
+            raise
 
     def write(self, samples: np.ndarray) -> None:
         """Play (N,) float samples in [-1, 1]; returns when the device has taken them all."""

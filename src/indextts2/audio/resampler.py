@@ -59,13 +59,12 @@ def sinc_resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 def speaker_audio(
-    waveform: Waveform, mel: MelConfig | None = None, max_seconds: float = REFERENCE_SECONDS
+    waveform: Waveform, mel_rate_hz: int = MelConfig.sample_rate, max_seconds: float = REFERENCE_SECONDS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The speaker prompt at the rate of the mel spectrogram (22.05 kHz) and at 16 kHz, both of at most 15 s.
+    """The speaker prompt at `mel_rate_hz` (that of the mel spectrogram) and at 16 kHz, both of at most 15 s.
 
     Returns two vectors of float32. The second is computed from the first, after the cut.
     """
-    mel_rate_hz = (mel or MelConfig()).sample_rate
     audio = resample(waveform.samples, waveform.sample_rate, mel_rate_hz)[: int(max_seconds * mel_rate_hz)]
     return audio, sinc_resample(audio, mel_rate_hz, ENCODER_SAMPLE_RATE_HZ)
 
