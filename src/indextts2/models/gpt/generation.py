@@ -1,0 +1,190 @@
+"""Autoregressive decoding: one request at a time, step by step, or several in one batch.
+
+N prefix rows, M codes, D model width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from indextts2.config import GenerationConfig
+from indextts2.errors import Cancelled, GenerationError
+from indextts2.models.gpt.cache import Lane
+from indextts2.models.gpt.decoders import make_decoder, path
+from indextts2.models.gpt.unified_voice import Prompt, UnifiedVoice
+
+FIRST_STEPS = 128
+"""The cache of a new request has room for so many steps before it grows."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was decoded for one segment.
+
+    `codes` (M,) int64 on the CPU, without the stop token. `hit_limit`: they ended at `max_mel_tokens`. `score`: sum
+    of processed scores (with beams, over length ** length_penalty). `prompt`: the prefilled cache, for
+    `UnifiedVoice.latents`. `latents` (1, M, D): the states that predicted the codes, only of a model whose decode
+    positions are those of the second pass (`skips_first_mel_position` False); it needs no second pass.
+    """
+
+    codes: Tensor
+    hit_limit: bool
+    score: float
+    prompt: Prompt
+    latents: Tensor | None
+
+
+class Request:
+    """One segment in flight. `advance` moves any number of them by one step."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: UnifiedVoice,
+        prefix: Tensor,
+        config: GenerationConfig | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Prefill `prefix` (1, N, D) and choose the first code.
+
+        Args:
+            generator: source of all random draws; None makes one with a fresh seed. Scores are processed on its
+                device, so that a CPU generator gives the same draws whatever device the model is on.
+
+        Raises:
+            GenerationError: the model gives no finite score.
+        """
+        config = _within_positions(config or GenerationConfig(), model)
+        self.config = config
+        self._keep_states = not model.config.skips_first_mel_position
+        self._taken = 0
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        self.decoder = make_decoder(config, model.config, generator)
+        self.prompt = model.prefill(prefix, config.num_beams * min(FIRST_STEPS, config.max_mel_tokens))
+        self.accept(self.prompt.hidden, model.logits(self.prompt.hidden))
+
+    @property
+    def finished(self) -> bool:
+        return self.decoder.finished
+
+    def accept(self, states: Tensor, logits: Tensor) -> None:
+        """Take the states (rows, D) and logits (rows, V) of the codes fed last."""
+        self.decoder.accept(logits, states if self._keep_states else None)
+
+    def lane(self) -> Lane:
+        """The rows that the next step feeds: `decoder.codes`."""
+        mask = self.prompt.cache.branch(self.decoder.parents)
+        return Lane(self.prompt.cache, len(self.decoder.codes), mask)
+
+    def take_settled(self) -> list[int]:
+        """Codes that are part of the result whatever follows and were not taken before.
+
+        Without beams this is each code as it is drawn. Beams settle what all of them share.
+        """
+        nodes = path(self.decoder.settled(), self._taken)
+        self._taken += len(nodes)
+        return [node.code for node in nodes]
+
+    def take_rest(self) -> list[int]:
+        """Once finished: the codes of the result that `take_settled` has not given."""
+        nodes = path(self.decoder.outcome().node, self._taken)
+        self._taken += len(nodes)
+        return [node.code for node in nodes]
+
+    def result(self) -> Generation:
+        """The decoded codes, once `finished`.
+
+        Raises:
+            GenerationError: the model stopped at once.
+        """
+        outcome = self.decoder.outcome()
+        nodes = path(outcome.node)
+        if not nodes:
+            raise GenerationError(
+                "the model stopped before the first code; change the text, the seed, or set min_new_tokens"
+            )
+        latents = None
+        if self._keep_states:
+            latents = torch.stack([node.state for node in nodes if node.state is not None])[None]
+        codes = torch.tensor([node.code for node in nodes])
+        return Generation(codes, outcome.hit_limit, outcome.score, self.prompt, latents)
+
+
+@torch.no_grad()
+def advance(model: UnifiedVoice, requests: Sequence[Request]) -> None:
+    """One decoding step of unfinished requests, which may be at different places and have different options."""
+    if not requests:
+        return
+    codes = [code for request in requests for code in request.decoder.codes]
+    positions = [
+        model.decode_position(request.decoder.new_tokens - 1) for request in requests for _ in request.decoder.codes
+    ]
+    lanes = [request.lane() for request in requests]
+    fed = torch.tensor([codes, positions], device=model.device)
+    states = model.step(fed[0], fed[1], lanes)
+    logits = model.logits(states)
+    start = 0
+    for request, lane in zip(requests, lanes, strict=True):
+        request.accept(states[start : start + lane.rows], logits[start : start + lane.rows])
+        start += lane.rows
+
+
+def iterate_codes(
+    model: UnifiedVoice, request: Request, cancel: Callable[[], bool] | None = None
+) -> Iterator[list[int]]:
+    """Decode `request` to its end, yielding codes as they settle (spec 03 section 7). `request.result()` follows.
+
+    Raises:
+        Cancelled: `cancel` returned true; it is asked before every step.
+        GenerationError: the model gives no finite score.
+    """
+    while not request.finished:
+        if cancel is not None and cancel():
+            raise Cancelled(f"decoding was cancelled after {request.decoder.new_tokens} steps")
+        if codes := request.take_settled():
+            yield codes
+        advance(model, [request])
+    if codes := request.take_rest():
+        yield codes
+
+
+def generate(
+    model: UnifiedVoice,
+    prefix: Tensor,
+    config: GenerationConfig | None = None,
+    generator: torch.Generator | None = None,
+    cancel: Callable[[], bool] | None = None,
+    on_code: Callable[[int], None] | None = None,
+) -> Generation:
+    """Decode the codes of one segment.
+
+    Args:
+        prefix: (1, N, D) from `UnifiedVoice.prefix`.
+        generator: source of all random draws; None for a fresh seed.
+        cancel: asked before every step; true raises Cancelled.
+        on_code: called with every code as soon as it is settled, in order.
+
+    Raises:
+        Cancelled: see `cancel`.
+        GenerationError: no code at all, or no finite score.
+    """
+    request = Request(model, prefix, config, generator)
+    for codes in iterate_codes(model, request, cancel):
+        if on_code is not None:
+            for code in codes:
+                on_code(code)
+    return request.result()
+
+
+def _within_positions(config: GenerationConfig, model: UnifiedVoice) -> GenerationConfig:
+    """`config` with at most as many codes as the model has positions for; `hit_limit` tells where that cut."""
+    # The last code is never fed (its latent is the state at the one before), so the last index fed is two less.
+    most = model.config.mel_positions - 1 - model.decode_position(-2)
+    return dataclasses.replace(config, max_mel_tokens=min(config.max_mel_tokens, most))
