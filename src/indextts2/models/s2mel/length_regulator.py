@@ -1,4 +1,4 @@
-"""Semantic content at the rate of codes -> condition at the rate of mel frames; projection of GPT latents.
+"""Semantic content at the rate of codes -> condition at the rate of mel frames.
 
 Legend: B batch, K content frames (codes), U mel frames, D content features, C condition channels.
 
@@ -6,9 +6,6 @@ Source: the length regulator of Seed-VC (InterpolateRegulator) as IndexTTS2 uses
 """
 
 from __future__ import annotations
-
-import itertools
-from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +61,12 @@ class LengthRegulator(nn.Module):
             layers += [nn.Conv1d(channels, channels, KERNEL, padding=KERNEL // 2), nn.GroupNorm(1, channels), nn.Mish()]
         self.model = nn.Sequential(*layers, nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, target_lengths: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, target_lengths: Tensor | int, lengths: Tensor | None = None) -> Tensor:
         """Resize each item of `x` (B,K,D) to its own number of mel frames.
 
         Args:
             x: content features; frames at and beyond an item's length are ignored.
-            target_lengths: (B,) int64, mel frames per item.
+            target_lengths: (B,) int64, mel frames per item; a number counts for all items.
             lengths: (B,) int64 valid frames of `x`; None means all.
 
         Returns:
@@ -78,6 +75,8 @@ class LengthRegulator(nn.Module):
         Raises:
             GenerationError: a length is below 1.
         """
+        if isinstance(target_lengths, int):
+            target_lengths = torch.full((x.shape[0],), target_lengths, device=x.device)
         if lengths is None:
             lengths = torch.full_like(target_lengths, x.shape[1])
         frames = int(target_lengths.max())
@@ -107,19 +106,3 @@ class LengthRegulator(nn.Module):
             return None
         position = torch.arange(frames, device=target_lengths.device)
         return (position < target_lengths[:, None]).to(dtype)[:, None]
-
-
-class LatentProjection(nn.Sequential):
-    """`gpt_layer`: linear maps from GPT latents (B,K,latent) to content features (B,K,D), no activation between."""
-
-    UNUSED_KEYS: tuple[str, ...] = ()
-
-    def __init__(self, latent_dim: int, inner_widths: Sequence[int], content_dim: int) -> None:
-        widths = [latent_dim, *inner_widths, content_dim]
-        super().__init__(*(nn.Linear(i, o) for i, o in itertools.pairwise(widths)))
-
-    @staticmethod
-    def inner_widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-        """Widths between the first input and the last output, from the tensors of a checkpoint."""
-        count = sum(1 for key in state if key.endswith(".weight"))
-        return tuple(state[f"{i}.weight"].shape[0] for i in range(count - 1))
