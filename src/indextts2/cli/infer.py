@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
             _write(args.output, result)
         if args.play and not args.stream:
             from indextts2.audio.playback import play
+            from indextts2.types import Waveform
 
-            play(result.samples, result.sample_rate)
+            play(Waveform(result.samples, result.sample_rate))
     if args.plot is not None:
         from indextts2.cli.plot import plot_result
 

@@ -17,7 +17,7 @@ from indextts2.audio.features import fbank_mean_normalised, log_mel, seamless_fe
 from indextts2.audio.resampler import emotion_audio, speaker_audio
 from indextts2.inference.voice import Voice, content_key
 from indextts2.models.gpt.generation import generate
-from indextts2.models.s2mel.flow_matching import sample
+from indextts2.models.s2mel.flow_matching import sample, start_noise
 from indextts2.text.segmenter import split_segments
 from indextts2.text.tokenizer import require_speech
 
@@ -171,7 +171,7 @@ def codes_to_condition(models: Models, codes: Codes, frames: int) -> torch.Tenso
 
 def draw_noise(models: Models, frames: int, config: InferenceConfig, generator: torch.Generator) -> torch.Tensor:
     """Start noise of the flow (1, n_mels, frames), prompt and target."""
-    noise = torch.randn((1, models.config.s2mel.mel.n_mels, frames), generator=generator)
+    noise = start_noise(models.config.s2mel.mel.n_mels, frames, generator)
     return (noise * config.flow_temperature).to(models.device)
 
 

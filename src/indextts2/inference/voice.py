@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from indextts2.errors import AudioError, CheckpointError
 
@@ -115,7 +115,8 @@ class Voice:
 
     def to(self, device: torch.device) -> Voice:
         """The voice with its tensors on `device`."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
 
     def check_model(self, fingerprint: str) -> Voice:
         """Return the voice, or raise CheckpointError if another model made it."""
