@@ -1,0 +1,193 @@
+"""Flow matching: the Euler sampler with guidance, and the training loss.
+
+Legend: B batch, M mel bands, P prompt frames, N target frames, T = P + N, C condition channels, S style features.
+
+Source: flow matching (Lipman et al., 2023) with classifier-free guidance, spec 07 section 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from indextts2.errors import Cancelled, UsageError
+from indextts2.models.s2mel.dit import DiT
+
+# Step index, state (B,M,T) that enters the step, velocities (B or 2B, M, frames computed): conditional items first.
+StepCallback = Callable[[int, Tensor, Tensor], None]
+CancelCheck = Callable[[], bool]
+
+
+def time_grid(steps: int) -> Tensor:
+    """The steps + 1 times from 0 to 1, evenly spaced, in float32."""
+    return torch.linspace(0, 1, steps + 1, dtype=torch.float32, device="cpu")
+
+
+def start_noise(mel_bands: int, frames: int, generator: torch.Generator) -> Tensor:
+    """Standard normal (1,M,T) on the device of `generator`, drawn band after band like the official code."""
+    return torch.randn((1, mel_bands, frames), generator=generator, device=generator.device)
+
+
+def frames_before(counts: Tensor, frames: int) -> Tensor:
+    """(B,) counts -> (B,T,1) boolean: true on the first `counts` frames of each item."""
+    return (torch.arange(frames, device=counts.device) < counts[:, None])[..., None]
+
+
+def integrate(
+    dit: DiT,
+    mu: Tensor,
+    prompt_mel: Tensor,
+    style: Tensor,
+    noise: Tensor,
+    *,
+    steps: int,
+    cfg_rate: float,
+    prompt_lengths: Tensor | None = None,
+    lengths: Tensor | None = None,
+    all_frames: bool = False,
+    on_step: StepCallback | None = None,
+    cancel: CancelCheck | None = None,
+) -> Tensor:
+    """Integrate the flow from noise to mel with Euler steps.
+
+    Args:
+        mu: condition (B,T,C) of prompt and target.
+        prompt_mel: (B,M,P).
+        style: (B,S).
+        noise: start state (B,M,T); its prompt part is ignored.
+        cfg_rate: guidance; 0 leaves the null branch out.
+        prompt_lengths: (B,) prompt frames of each item; None means P for all.
+        lengths: (B,) frames of each item, prompt and target; None means T for all.
+        all_frames: also compute the velocities of prompt frames, which nothing but a comparison needs.
+        on_step: called in every step.
+        cancel: asked before every step; true raises Cancelled.
+
+    Returns:
+        The state at time 1 (B,M,T), zero on prompt frames.
+
+    Raises:
+        UsageError: `steps` or `cfg_rate` is out of range, or the shapes do not fit.
+        Cancelled: see `cancel`.
+    """
+    _check(mu, prompt_mel, style, noise, steps, cfg_rate)
+    batch, frames = mu.shape[:2]
+    if prompt_lengths is None:
+        prompt_lengths = torch.full((batch,), prompt_mel.shape[-1], device=mu.device)
+    is_prompt = frames_before(prompt_lengths, frames)
+    is_given = is_prompt[:, : prompt_mel.shape[-1]]
+    condition = dit.condition(prompt_mel.transpose(1, 2).where(is_given, 0.0), mu, style, lengths)
+    if cfg_rate > 0:
+        condition = dit.with_null_branch(condition)
+    first_frame = 0 if all_frames else int(prompt_lengths.min())
+    grid = time_grid(steps)
+    tables = dit.time_tables(grid[:-1].to(mu.device))
+    x = noise.transpose(1, 2).masked_fill(is_prompt, 0.0)
+    for step in range(steps):
+        if cancel is not None and cancel():
+            raise Cancelled(f"the flow was cancelled after {step} of {steps} steps")
+        state = torch.cat((x, x)) if cfg_rate > 0 else x
+        velocity = dit.velocity(state, condition, tables.row(step), first_frame)
+        if on_step is not None:
+            on_step(step, x.transpose(1, 2), velocity.transpose(1, 2))
+        if cfg_rate > 0:
+            with_condition, without = velocity.chunk(2)
+            velocity = (1.0 + cfg_rate) * with_condition - cfg_rate * without
+        interval = float(grid[step + 1] - grid[step])
+        moved = torch.add(x[:, first_frame:], velocity, alpha=interval)
+        x = torch.cat((x[:, :first_frame], moved), dim=1).masked_fill(is_prompt, 0.0)
+    return x.transpose(1, 2)
+
+
+def sample(
+    dit: DiT,
+    mu: Tensor,
+    prompt_mel: Tensor,
+    style: Tensor,
+    noise: Tensor,
+    *,
+    steps: int,
+    cfg_rate: float,
+    on_step: Callable[[int, Tensor], None] | None = None,
+    cancel: CancelCheck | None = None,
+) -> Tensor:
+    """Mel (B,M,N) of the target frames; arguments as in `integrate`, `on_step` gets step index and state."""
+
+    def report(step: int, state: Tensor, _velocity: Tensor) -> None:
+        if on_step is not None:
+            on_step(step, state)
+
+    state = integrate(dit, mu, prompt_mel, style, noise, steps=steps, cfg_rate=cfg_rate, on_step=report, cancel=cancel)
+    return state[:, :, prompt_mel.shape[-1] :]
+
+
+def _check(mu: Tensor, prompt_mel: Tensor, style: Tensor, noise: Tensor, steps: int, cfg_rate: float) -> None:
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, not {steps}")
+    if not 0.0 <= cfg_rate < float("inf"):
+        raise UsageError(f"cfg_rate must be 0 or more, not {cfg_rate!r}")
+    batch, frames = mu.shape[:2]
+    if noise.shape != (batch, prompt_mel.shape[1], frames):
+        raise UsageError(
+            f"noise of shape {tuple(noise.shape)} does not fit a condition of {batch} x {frames} frames "
+            f"and {prompt_mel.shape[1]} mel bands"
+        )
+    if prompt_mel.shape[0] != batch or style.shape[0] != batch:
+        raise UsageError(
+            f"{prompt_mel.shape[0]} prompts and {style.shape[0]} styles were given for {batch} conditions; "
+            "they must be equally many"
+        )
+    if prompt_mel.shape[-1] >= frames:
+        raise UsageError(f"the prompt holds {prompt_mel.shape[-1]} of {frames} frames; no frame is left to generate")
+
+
+def random_prompt_lengths(lengths: Tensor, generator: torch.Generator, without: float = 0.1) -> Tensor:
+    """(B,) prompt frames for training: uniform in 0..length-1, and none at all with probability `without`."""
+    shape, device = lengths.shape, generator.device
+    share = torch.rand(shape, generator=generator, device=device).to(lengths.device)
+    keep = torch.rand(shape, generator=generator, device=device).to(lengths.device) >= without
+    return (share * (lengths - 1)).long() * keep
+
+
+def flow_matching_loss(
+    dit: DiT,
+    mel: Tensor,
+    prompt_lengths: Tensor,
+    mu: Tensor,
+    style: Tensor,
+    lengths: Tensor,
+    generator: torch.Generator,
+    dropout: float = 0.1,
+) -> Tensor:
+    """Mean squared error of the velocity on frames that are neither prompt nor padding.
+
+    The path is the straight line x_t = (1-t) noise + t mel, whose velocity is mel - noise.
+
+    Args:
+        mel: (B,M,T) log-mel.
+        prompt_lengths: (B,) frames that are given as the prompt, see `random_prompt_lengths`.
+        mu: condition (B,T,C).
+        style: (B,S).
+        lengths: (B,) frames per item.
+        generator: source of times, noise and dropout, on any device.
+        dropout: probability that an item is trained without prompt, condition and style, for guidance.
+    """
+
+    def draw(function: Callable[..., Tensor], *shape: int) -> Tensor:
+        return function(shape, generator=generator, device=generator.device).to(mel.device, mel.dtype)
+
+    batch, _, frames = mel.shape
+    target = mel.transpose(1, 2)
+    t = draw(torch.rand, batch)
+    noise = draw(torch.randn, *target.shape)
+    keep = (draw(torch.rand, batch) >= dropout).to(mel.dtype)[:, None, None]
+    is_prompt = frames_before(prompt_lengths, frames)
+    is_wanted = frames_before(lengths, frames) & ~is_prompt
+    state = torch.lerp(noise, target, t[:, None, None]).masked_fill(is_prompt, 0.0)
+    prompt = target.where(is_prompt, 0.0) * keep
+    padded = lengths if bool((lengths < frames).any()) else None
+    condition = dit.condition(prompt, mu * keep, style * keep[:, :, 0], padded)
+    velocity = dit.velocity(state, condition, dit.time_tables(t))
+    error = (velocity - (target - noise)).square() * is_wanted
+    return error.sum() / (is_wanted.sum() * mel.shape[1])
