@@ -1,0 +1,255 @@
+"""Training stage of s2mel: codes and latents -> mel, by conditional flow matching (Lipman et al. 2023).
+
+As in the pipeline, the prompt is another recording of the speaker and goes through the length regulator on its own;
+the style vector is that of the prompt. GPT latents take part when ``latents.npy`` lies in the corpus.
+B batch, K codes, P prompt frames, N target frames, T = P + N, M mel bands, C condition channels, D content features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indextts2.audio.features import fbank_mean_normalised
+from indextts2.config import ModelConfig
+from indextts2.models.s2mel.dit import DiT
+from indextts2.models.s2mel.flow_matching import flow_matching_loss, integrate
+from indextts2.models.s2mel.latent_projection import LatentProjection
+from indextts2.models.s2mel.length_regulator import LengthRegulator
+from indextts2.models.semantic.codec import SemanticCodec
+from indextts2.models.speaker.campplus import CampPlus
+from indextts2.training.codec import load_codec
+from indextts2.training.data import ENCODER_RATE_HZ, Corpus, LengthBatches, pad
+from indextts2.training.embedded import embedded_model_config
+from indextts2.training.runner import RunConfig, Stage, load_trained
+
+
+@dataclass(frozen=True)
+class S2MelStageConfig:
+    """Batches and dropouts. Prompt lengths in mel frames are drawn once per batch."""
+
+    frames_per_batch: int = 3000
+    prompt_frames: tuple[int, int] = (60, 300)
+    # Some batches get prompts as long as users bring, so that the positions of long sequences are trained.
+    long_prompt_frames: int = 1000
+    long_prompt_share: float = 0.1
+    guidance_dropout: float = 0.1
+    # Part of the items that go without latents: the codes alone must do, too.
+    latent_dropout: float = 0.3
+    evaluation_clips: int = 12
+
+
+class S2Mel(nn.Module):
+    """The three networks between the GPT and the vocoder, under the names that checkpoints use."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        s2mel = config.s2mel
+        self.length_regulator = LengthRegulator(s2mel.length_regulator)
+        inner = s2mel.latent_projection or ()
+        self.latent_projection = LatentProjection(config.gpt.model_dim, inner, config.semantic_codec.hidden_size)
+        # The latents add nothing until training finds what they are good for.
+        last = self.latent_projection[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.dit = DiT(s2mel)
+
+    def start_from_mean(self, mel_mean: Tensor) -> None:
+        """Let the velocity start at the mean mel (M,): the data are not normalised, so it would have to be learnt."""
+        bias = self.dit.conv2.bias
+        assert bias is not None
+        with torch.no_grad():
+            bias.copy_(mel_mean)
+
+
+@dataclass(frozen=True)
+class S2MelBatch:
+    """Padded clips: prompts and targets apart, as content features and as mels."""
+
+    prompt_content: Tensor  # (B, K_p, D)
+    prompt_codes: Tensor  # (B,) valid rows of it
+    prompt_mel: Tensor  # (B, P, M)
+    prompt_frames: Tensor  # (B,)
+    content: Tensor  # (B, K, D)
+    codes: Tensor  # (B,)
+    mel: Tensor  # (B, N, M)
+    frames: Tensor  # (B,)
+    latents: Tensor | None  # (B, K, GPT width)
+    style: Tensor  # (B, S)
+
+    def to(self, device: torch.device) -> S2MelBatch:
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return S2MelBatch(**moved)
+
+
+def join_frames(first: Tensor, first_lengths: Tensor, second: Tensor, second_lengths: Tensor) -> Tensor:
+    """Append the valid frames of `second` (B, N, X) to those of `first` (B, P, X), item by item: (B, T, X)."""
+    total = int((first_lengths + second_lengths).max())
+    rows = []
+    for a, n, b, m in zip(first, first_lengths.tolist(), second, second_lengths.tolist(), strict=True):
+        rows.append(F.pad(torch.cat((a[:n], b[:m])), (0, 0, 0, total - n - m)))
+    return torch.stack(rows)
+
+
+class S2MelStage(Stage):
+    """Flow matching on pairs of clips of one speaker."""
+
+    name = "s2mel"
+
+    def __init__(
+        self, corpus: Corpus, model_config: ModelConfig, codec: SemanticCodec, config: S2MelStageConfig, seed: int = 1
+    ) -> None:
+        self.corpus, self.config, self.codec = corpus, config, codec.eval().requires_grad_(False)
+        self.steps, self.cfg_rate = model_config.s2mel.steps, model_config.s2mel.cfg_rate
+        self.device = torch.device("cpu")
+        self.model: S2Mel = S2Mel(model_config)
+        sample = np.concatenate([corpus.get("mel", i) for i in corpus.train[:: max(1, len(corpus.train) // 200)]])
+        self.model.start_from_mean(torch.from_numpy(sample.astype(np.float32).mean(0)))
+        self.styles = np.load(corpus.folder / "styles.npy")
+        self.has_latents = (corpus.folder / "latents.npy").exists()
+        lengths = {i: corpus.clips[i].length("mel") for i in corpus.train}
+        self.batches = LengthBatches(lengths, config.frames_per_batch, seed)
+
+    def next_batch(self, rng: np.random.Generator) -> S2MelBatch:
+        """One batch of targets with prompts of one length, cut to the size that memory allows."""
+        config = self.config
+        targets = self.batches.next()
+        wanted = int(rng.integers(*config.prompt_frames, endpoint=True))
+        if rng.random() < config.long_prompt_share:
+            wanted = int(rng.integers(config.prompt_frames[1], config.long_prompt_frames, endpoint=True))
+        longest = max(self.corpus.clips[i].length("mel") for i in targets)
+        room = max(1, config.frames_per_batch // (longest + wanted))
+        return self.collate(targets[:room], wanted, rng)
+
+    def collate(self, targets: list[int], prompt_frames: int, rng: np.random.Generator) -> S2MelBatch:
+        """Choose a prompt of about `prompt_frames` for each target and pad everything."""
+        prompts = [self._prompt(i, prompt_frames, rng) for i in targets]
+        codes = [self._codes(i) for i in targets]
+        mels = [self.corpus.get("mel", i).astype(np.float32) for i in targets]
+        latents = None
+        if self.has_latents:
+            rows = [self.corpus.get("latents", i, like="fbank").astype(np.float32) for i in targets]
+            latents = torch.from_numpy(pad(rows))
+        return S2MelBatch(
+            prompt_content=self._embed([p[0] for p in prompts]), prompt_codes=_lengths([p[0] for p in prompts]),
+            prompt_mel=torch.from_numpy(pad([p[1] for p in prompts])), prompt_frames=_lengths([p[1] for p in prompts]),
+            content=self._embed(codes), codes=_lengths(codes),
+            mel=torch.from_numpy(pad(mels)), frames=_lengths(mels), latents=latents,
+            style=torch.from_numpy(np.stack([p[2] for p in prompts])),
+        )  # fmt: skip
+
+    def _codes(self, clip: int) -> np.ndarray:
+        return self.corpus.get("codes", clip, like="fbank").astype(np.int64)
+
+    @torch.no_grad()
+    def _embed(self, codes: list[np.ndarray]) -> Tensor:
+        """Content features (B, K, D) of padded codes."""
+        return self.codec.embed(torch.from_numpy(pad(codes)))
+
+    def _prompt(self, target: int, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes (K,), mel (P, M) and style (S,) of other clips of the speaker, one after the other, cut to `frames`."""
+        codes, mels, length = [], [], 0
+        first = self.corpus.other_clip(target, rng)
+        clip = first
+        while length < frames:
+            codes.append(self._codes(clip))
+            mels.append(self.corpus.get("mel", clip))
+            length += len(mels[-1])
+            clip = self.corpus.other_clip(target, rng)
+        mel, code = np.concatenate(mels).astype(np.float32), np.concatenate(codes)
+        keep = min(frames, len(mel))
+        return code[: max(1, round(keep * len(code) / len(mel)))], mel[:keep], self.styles[first]
+
+    def content(self, batch: S2MelBatch, keep_latents: Tensor | None) -> Tensor:
+        """Codes and latents of the targets (B, K, D); `keep_latents` (B,) of zeros and ones."""
+        if batch.latents is None:
+            return batch.content
+        projected = self.model.latent_projection(batch.latents)
+        if keep_latents is not None:
+            projected = projected * keep_latents[:, None, None]
+        return batch.content + projected
+
+    def condition(self, batch: S2MelBatch, keep_latents: Tensor | None = None) -> Tensor:
+        """mu (B, T, C): prompt and target through the regulator apart, then joined."""
+        regulator = self.model.length_regulator
+        prompt = regulator(batch.prompt_content, batch.prompt_frames, batch.prompt_codes)
+        target = regulator(self.content(batch, keep_latents), batch.frames, batch.codes)
+        return join_frames(prompt, batch.prompt_frames, target, batch.frames)
+
+    def losses(self, batch: S2MelBatch, step: int) -> dict[str, Tensor]:
+        batch = batch.to(self.device)
+        keep = (torch.rand(len(batch.frames)) >= self.config.latent_dropout).to(self.device, torch.float32)
+        mel = join_frames(batch.prompt_mel, batch.prompt_frames, batch.mel, batch.frames).transpose(1, 2)
+        loss = flow_matching_loss(
+            self.model.dit, mel, batch.prompt_frames, self.condition(batch, keep).float(), batch.style,
+            batch.prompt_frames + batch.frames, torch.default_generator, self.config.guidance_dropout,
+        )  # fmt: skip
+        return {"loss": loss}
+
+    def sample(self, batch: S2MelBatch, seed: int = 1) -> list[Tensor]:
+        """Predicted mels (N, M) of the targets, with the default steps and guidance."""
+        batch = batch.to(self.device)
+        mu = self.condition(batch)
+        lengths = batch.prompt_frames + batch.frames
+        noise = torch.randn((len(mu), batch.mel.shape[2], mu.shape[1]), generator=torch.Generator().manual_seed(seed))
+        mel = integrate(
+            self.model.dit, mu, batch.prompt_mel.transpose(1, 2), batch.style, noise.to(self.device), steps=self.steps,
+            cfg_rate=self.cfg_rate, prompt_lengths=batch.prompt_frames, lengths=lengths,
+        ).transpose(1, 2)  # fmt: skip
+        bounds = zip(mel, batch.prompt_frames.tolist(), lengths.tolist(), strict=True)
+        return [item[start:end] for item, start, end in bounds]
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out clips with prompts of their speakers: flow loss, and L1 between sampled and true mels."""
+        rng = np.random.default_rng(0)
+        torch.manual_seed(0)
+        clips = self.corpus.held_out[:: max(1, len(self.corpus.held_out) // self.config.evaluation_clips)]
+        batches = [self.collate([i], self.config.prompt_frames[1], rng) for i in clips]
+        distances = [float((self.sample(b)[0].cpu() - b.mel[0]).abs().mean()) for b in batches]
+        losses = [float(self.losses(b, 0)["loss"]) for b in batches for _ in range(4)]
+        return {"loss": float(np.mean(losses)), "mel_l1": float(np.mean(distances))}
+
+    def state(self) -> dict[str, Any]:
+        return self.batches.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.batches.load_state(state)
+
+
+def _lengths(rows: list[np.ndarray]) -> Tensor:
+    return torch.tensor([len(row) for row in rows])
+
+
+def load_speaker_encoder(work: Path) -> CampPlus:
+    """The trained encoder of stage `speaker` in evaluation mode."""
+    prefix = "encoder."
+    state = {k.removeprefix(prefix): v for k, v in load_trained(work / "speaker").items() if k.startswith(prefix)}
+    encoder = CampPlus(embedded_model_config().campplus)
+    encoder.load_state_dict(state)
+    return encoder.eval()
+
+
+@torch.no_grad()
+def write_styles(corpus: Corpus, encoder: CampPlus) -> None:
+    """Style vectors of all clips: ``styles.npy``, float32 (clips, S)."""
+    rows = []
+    for number in range(len(corpus)):
+        fbank = fbank_mean_normalised(corpus.audio(number, ENCODER_RATE_HZ))
+        rows.append(encoder(torch.from_numpy(fbank)[None])[0].numpy())
+    np.save(corpus.folder / "styles.npy", np.stack(rows))
+
+
+def make(work: Path) -> tuple[Stage, RunConfig]:
+    """The stage on codes (stage `codec`) and styles (stage `speaker`); styles are written first when absent."""
+    corpus = Corpus(work / "data")
+    if not (corpus.folder / "styles.npy").exists():
+        write_styles(corpus, load_speaker_encoder(work))
+    stage = S2MelStage(corpus, embedded_model_config(), load_codec(work), S2MelStageConfig())
+    return stage, RunConfig(output=str(work / "s2mel"), minutes=50, learning_rate=1e-3, final_learning_rate=5e-5)
