@@ -18,10 +18,10 @@ STAGES = ("semantic", "codec", "speaker", "vocoder", "s2mel", "gpt")
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="indextts2.training", description=__doc__)
-    parser.add_argument("stage", choices=("prepare", *STAGES))
+    parser.add_argument("stage", choices=("prepare", "package", *STAGES))
     parser.add_argument("--work", type=Path, required=True, help="holds data/ and one folder per stage")
     parser.add_argument("--corpus", type=Path, help="folder with manifest.jsonl and the clips (stage prepare)")
-    parser.add_argument("--output", help="folder of this run instead of WORK/STAGE")
+    parser.add_argument("--output", help="folder of this run instead of WORK/STAGE; model directory of package")
     for name, kind in (("minutes", float), ("steps", int), ("learning-rate", float), ("threads", int), ("seed", int)):
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--precision", choices=("bfloat16", "float32"))
@@ -46,12 +46,23 @@ def prepare(options: argparse.Namespace) -> None:
     prepare_corpus(options.corpus, options.work / "data", tqdm)
 
 
+def write_package(options: argparse.Namespace) -> None:
+    from indextts2.training.package import package
+
+    if options.output is None:
+        raise SystemExit("package needs --output FOLDER")
+    package(options.work, Path(options.output))
+
+
 def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     options = parse(arguments)
     try:
         if options.stage == "prepare":
             prepare(options)
+            return 0
+        if options.stage == "package":
+            write_package(options)
             return 0
         module = importlib.import_module(f"indextts2.training.{options.stage}")
         stage, default = module.make(options.work)

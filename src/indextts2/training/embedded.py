@@ -31,7 +31,7 @@ ENCODER_LAYERS, FEATURE_LAYER = 4, 3
 
 def _conditioner(blocks: int, heads: int) -> ConformerConfig:
     return ConformerConfig(
-        output_size=96, linear_units=256, attention_heads=heads, num_blocks=blocks, perceiver_depth=1,
+        output_size=64, linear_units=256, attention_heads=heads, num_blocks=blocks, perceiver_depth=1,
         perceiver_head_dim=32, kernel_size=15,
     )  # fmt: skip
 
@@ -39,10 +39,10 @@ def _conditioner(blocks: int, heads: int) -> ConformerConfig:
 def embedded_model_config() -> ModelConfig:
     """The configuration of the embedded voice; consistent by construction and checked."""
     gpt = GPTConfig(
-        model_dim=256, layers=6, heads=4, max_mel_tokens=800, max_text_tokens=400,
+        model_dim=192, layers=5, heads=3, max_mel_tokens=800, max_text_tokens=400,
         number_text_tokens=VOCABULARY_SIZE, number_mel_codes=CODEBOOK_SIZE + 2,
         start_mel_token=CODEBOOK_SIZE, stop_mel_token=CODEBOOK_SIZE + 1,
-        condition_module=_conditioner(blocks=2, heads=4), emo_condition_module=_conditioner(blocks=1, heads=4),
+        condition_module=_conditioner(blocks=1, heads=4), emo_condition_module=_conditioner(blocks=1, heads=4),
         condition_input_dim=FEATURE_SIZE, condition_latents=8, emotion_latent_dim=96, skips_first_mel_position=False,
     )  # fmt: skip
     s2mel = S2MelConfig(

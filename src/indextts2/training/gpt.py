@@ -33,15 +33,15 @@ from indextts2.training.semantic import Recogniser
 class GPTStageConfig:
     """Batches, loss weights and augmentation of the GPT stage."""
 
-    rows_per_batch: int = 5000
+    rows_per_batch: int = 4000
     text_weight: float = 0.02
     alignment_weight: float = 0.2
     aligned_layers: tuple[int, ...] = (1, 3)
     # Part of the input codes that is replaced by random ones: drawn per clip between 0 and this.
     corruption: float = 0.3
-    # Part of the items that are two clips of one speaker in a row.
+    # Part of the batches whose items are two clips of one speaker in a row.
     joined: float = 0.25
-    max_condition_frames: int = 400
+    max_condition_frames: int = 150
     codes_per_token: float = 3.4
 
 
@@ -112,11 +112,9 @@ class GPTStage(Stage):
         start, end = self.corpus.clips[number].spans["fbank"]
         return self.text[number], codes, self.alignment[start:end].astype(np.int64)
 
-    def _item(self, number: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One clip, now and then with another one of the speaker behind it."""
+    def _joined(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One clip with another one of the speaker behind it, where that fits."""
         text, codes, aligned = self._clip(number)
-        if rng is None or rng.random() >= self.config.joined:
-            return text, codes, aligned
         more_text, more_codes, more_aligned = self._clip(self.corpus.other_clip(number, rng))
         text_room, code_room = self.gpt_config.max_text_tokens, self.gpt_config.max_mel_tokens
         if len(text) + 1 + len(more_text) > text_room or len(codes) + len(more_codes) > code_room:
@@ -133,7 +131,11 @@ class GPTStage(Stage):
         return features[start : start + self.config.max_condition_frames].astype(np.float32)
 
     def collate(self, numbers: list[int], rng: np.random.Generator | None) -> dict[str, Tensor]:
-        items = [self._item(number, rng) for number in numbers]
+        if rng is not None and rng.random() < self.config.joined:
+            numbers = numbers[::2]
+            items = [self._joined(number, rng) for number in numbers]
+        else:
+            items = [self._clip(number) for number in numbers]
         conditions = [self._condition(number, rng) for number in numbers]
         batch = {
             "text": pad([text for text, _, _ in items]),
