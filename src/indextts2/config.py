@@ -225,6 +225,8 @@ class ModelConfig:
     semantic_output_layer: int = 17
     # "sentencepiece" (official) or "phoneme" (the embedded voice).
     tokenizer: str = "sentencepiece"
+    # Decoding options that this model wants by default; None: those of GenerationConfig, as the official one has them.
+    generation: GenerationConfig | None = None
     version: float | None = None
 
 

@@ -11,6 +11,7 @@ from indextts2.config import (
     CampPlusConfig,
     ConformerConfig,
     DiTConfig,
+    GenerationConfig,
     GPTConfig,
     LengthRegulatorConfig,
     ModelConfig,
@@ -73,5 +74,9 @@ def embedded_model_config() -> ModelConfig:
         emo_num=(1,) * 8,
         semantic_output_layer=FEATURE_LAYER,
         tokenizer="phoneme",
+        # 512 codes come back all the time: no penalty on repetition. Beams cost more than they give at this size.
+        generation=GenerationConfig(
+            temperature=0.7, top_k=30, top_p=0.9, repetition_penalty=1.0, num_beams=1, max_mel_tokens=800,
+        ),
     )  # fmt: skip
     return check_consistency(config)
