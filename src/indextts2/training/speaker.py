@@ -138,5 +138,5 @@ class SpeakerStage(Stage):
 def make(work: Path) -> tuple[Stage, RunConfig]:
     """The stage on the prepared corpus in ``work/data`` with its default run."""
     stage = SpeakerStage(Corpus(work / "data"), embedded_model_config().campplus, SpeakerStageConfig())
-    run = RunConfig(output=str(work / "speaker"), minutes=10, learning_rate=2e-3, precision="float32")
+    run = RunConfig(output=str(work / "speaker"), minutes=10, learning_rate=2e-3, log_every=10)
     return stage, run
