@@ -62,8 +62,10 @@ class TimestepEmbedder(nn.Module):
         """Times (R,) in [0,1] -> (R,width)."""
         half = TIME_FEATURES // 2
         index = torch.arange(half, device=t.device, dtype=torch.float32)
+        # Angles up to 1000 need float32 at least, whatever the type of the weights.
         angle = TIME_SCALE * t[:, None] * torch.exp(-math.log(TIME_PERIOD) / half * index)
-        return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1))
+        features = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        return self.mlp(features.to(self.get_parameter("mlp.0.weight").dtype))
 
 
 class FinalLayer(nn.Module):
