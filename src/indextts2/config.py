@@ -12,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import secrets
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -441,9 +442,12 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Every option of one call (01 section 5). `steps` and `cfg_rate` None: the model's own defaults."""
+    """Every option of one call (01 section 5). `generation`, `steps` and `cfg_rate` None: the model's own defaults.
 
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    `seed` None draws one.
+    """
+
+    generation: GenerationConfig | None = None
     max_text_tokens_per_segment: int = 120
     quick_streaming_tokens: int = 0
     interval_silence_ms: int = 200
@@ -473,3 +477,24 @@ class InferenceConfig:
             raise ConfigError(f"target_seconds must lie in [0.1, 3600], not {self.target_seconds!r}")
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must lie in 0..2**63-1, not {self.seed}")
+
+    def resolved(self, model: ModelConfig) -> ResolvedConfig:
+        """The same options with nothing left open: what the model wants by default, and a seed."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(InferenceConfig)}
+        defaults = {
+            "generation": model.generation or GenerationConfig(),
+            "steps": model.s2mel.steps,
+            "cfg_rate": model.s2mel.cfg_rate,
+            "seed": secrets.randbits(32),
+        }
+        return ResolvedConfig(**given | {name: value for name, value in defaults.items() if given[name] is None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(InferenceConfig):
+    """Options with nothing left open, see `InferenceConfig.resolved`."""
+
+    generation: GenerationConfig
+    steps: int
+    cfg_rate: float
+    seed: int

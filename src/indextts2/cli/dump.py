@@ -22,7 +22,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = options.inference_config(args)
     text = options.read_text(args)
     if args.output.exists() and any(args.output.iterdir()):
         raise UsageError(f"{args.output} is not empty; name another folder or empty it")
@@ -30,13 +29,14 @@ def run(args: argparse.Namespace) -> int:
         from indextts2.audio.writer import write_audio
         from indextts2.validation.mock import mock_golden_set
 
-        golden = mock_golden_set(text, config.seed or 0)
+        golden = mock_golden_set(text, args.seed or 0)
         rate = golden.facts["speaker_sample_rate"]
     else:
         from indextts2.audio.writer import write_audio
         from indextts2.validation.record import record
 
         with options.load_tts(args) as tts:
+            config = options.inference_config(args, tts.config)
             speaker = resolve_speaker(args.speaker)
             golden = record(tts, text, speaker, options.emotion(args), config)
             rate = tts.sample_rate

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--json and --output - both want standard output; give the audio a file name")
     if args.stream and args.output != "-" and Path(args.output).suffix.lower() != ".wav":
         raise UsageError(f"--stream writes WAV; {args.output} asks for another format")
-    config = options.inference_config(args)
     emotion = options.emotion(args)
     text = options.read_text(args)
     with options.load_tts(args) as tts:
+        config = options.inference_config(args, tts.config)
         speaker = resolve_speaker(args.speaker)
         with ProgressBar() as bar, ExitStack() as stack:
             sinks = _sinks(args, tts, stack)

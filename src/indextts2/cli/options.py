@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from indextts2.config import GenerationConfig, InferenceConfig
+from indextts2.config import GenerationConfig, InferenceConfig, ModelConfig
 from indextts2.errors import TextError, UsageError
 
 if TYPE_CHECKING:
@@ -85,47 +87,55 @@ def add_emotion_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("generation")
-    add = group.add_argument
-    add("--temperature", type=number, default=0.8, help="randomness of the codes [%(default)s]")
-    add("--top-k", type=int, default=50, help="draw among the k likeliest codes; 0 is off [%(default)s]")
-    add("--top-p", type=number, default=0.95, help="draw among the likeliest codes of this mass [%(default)s]")
-    add("--num-beams", type=int, default=3, help="beams of the search [%(default)s]")
-    add("--repetition-penalty", type=number, default=10.0, help="divides the score of codes seen before [%(default)s]")
-    add("--length-penalty", type=number, default=0.0, help="exponent of the length in beam scores [%(default)s]")
-    add("--greedy", action="store_true", help="always take the likeliest code")
-    add("--seed", type=int, help="the same seed gives the same speech [random, printed]")
-    add("--max-tokens", type=int, default=120, help="text tokens per segment [%(default)s]")
-    add("--max-codes", type=int, default=1500, help="semantic codes per segment, 50 are a second [%(default)s]")
-    add("--steps", type=int, help="steps of the flow [the model's own, 25 for the official one]")
-    add("--cfg-rate", type=number, help="guidance of the flow [the model's own, 0.7 for the official one]")
-    add("--duration-factor", type=number, default=1.0, help="0.5 to 2.0; stretches the speech [%(default)s]")
-    add("--target-seconds", type=number, help="make the whole result last this long")
-    add("--interval-silence", type=int, default=200, metavar="MS", help="pause between segments [%(default)s]")
-
-
-def inference_config(args: argparse.Namespace) -> InferenceConfig:
-    """The options of `add_generation_options` as a checked InferenceConfig."""
-    generation = GenerationConfig(
-        do_sample=not args.greedy,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        num_beams=args.num_beams,
-        repetition_penalty=args.repetition_penalty,
-        length_penalty=args.length_penalty,
-        max_mel_tokens=args.max_codes,
+    official = GenerationConfig()
+    group = parser.add_argument_group(
+        "generation", "in brackets the defaults; a model may bring its own (the embedded voice does), see `info`"
     )
+
+    def add(name: str, kind: Callable[[str], object], text: str) -> None:
+        group.add_argument(name, type=kind, help=text, metavar="N")
+
+    add("--temperature", number, f"randomness of the codes [{official.temperature}]")
+    add("--top-k", int, f"draw among the k likeliest codes; 0 is off [{official.top_k}]")
+    add("--top-p", number, f"draw among the likeliest codes of this mass [{official.top_p}]")
+    add("--num-beams", int, f"beams of the search [{official.num_beams}]")
+    add("--repetition-penalty", number, f"divides the score of codes seen before [{official.repetition_penalty}]")
+    add("--length-penalty", number, f"exponent of the length in beam scores [{official.length_penalty}]")
+    add("--max-codes", int, f"semantic codes per segment, 50 are a second [{official.max_mel_tokens}]")
+    group.add_argument("--greedy", action="store_true", help="always take the likeliest code")
+    add("--seed", int, "the same seed gives the same speech [random, printed]")
+    add("--steps", int, "steps of the flow [25]")
+    add("--cfg-rate", number, "guidance of the flow [0.7]")
+    group = parser.add_argument_group("text and time")
+    add("--max-tokens", int, f"text tokens per segment [{InferenceConfig.max_text_tokens_per_segment}]")
+    add("--duration-factor", number, f"0.5 to 2.0; stretches the speech [{InferenceConfig.duration_factor}]")
+    add("--target-seconds", number, "make the whole result last this long")
+    add("--interval-silence", int, f"milliseconds between segments [{InferenceConfig.interval_silence_ms}]")
+
+
+def inference_config(args: argparse.Namespace, model: ModelConfig) -> InferenceConfig:
+    """The options of `add_generation_options`; what was not given is as `model` wants it.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    def given(**names: str) -> dict[str, Any]:
+        values = {field: getattr(args, option) for field, option in names.items()}
+        return {field: value for field, value in values.items() if value is not None}
+
+    generation = dataclasses.replace(
+        model.generation or GenerationConfig(),
+        **given(temperature="temperature", top_k="top_k", top_p="top_p", num_beams="num_beams",
+                repetition_penalty="repetition_penalty", length_penalty="length_penalty",
+                max_mel_tokens="max_codes"),
+        **({"do_sample": False} if args.greedy else {}),
+    )  # fmt: skip
     return InferenceConfig(
         generation=generation,
-        max_text_tokens_per_segment=args.max_tokens,
-        interval_silence_ms=args.interval_silence,
-        steps=args.steps,
-        cfg_rate=args.cfg_rate,
-        duration_factor=args.duration_factor,
-        target_seconds=args.target_seconds,
-        seed=args.seed,
-    )
+        **given(max_text_tokens_per_segment="max_tokens", interval_silence_ms="interval_silence", steps="steps",
+                cfg_rate="cfg_rate", duration_factor="duration_factor", target_seconds="target_seconds", seed="seed"),
+    )  # fmt: skip
 
 
 def emotion(args: argparse.Namespace) -> EmotionInput:

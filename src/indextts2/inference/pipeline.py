@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from indextts2.audio.loader import load_reference
 from indextts2.checkpoints.layout import DEFAULT_MODEL, ModelDirectory, resolve_model
 from indextts2.checkpoints.loading import Models, load_models
-from indextts2.config import InferenceConfig, ModelConfig, load_yaml, parse_model_config
+from indextts2.config import InferenceConfig, ModelConfig, ResolvedConfig, load_yaml, parse_model_config
 from indextts2.errors import CheckpointError, ConfigError, UsageError
 from indextts2.inference import stages
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
@@ -265,15 +264,14 @@ class IndexTTS2:
             TextError, AudioError, UsageError, GenerationError, Cancelled: each says what to do about it.
         """
         start = time.perf_counter()
-        config = with_seed(config or InferenceConfig())
-        assert config.seed is not None
+        options = (config or InferenceConfig()).resolved(self.config)
         run = Run(on_progress, cancel)
-        silence = silence_samples(config, self.sample_rate)
+        silence = silence_samples(options, self.sample_rate)
         parts: list[np.ndarray] = []
         segments: list[Segment] = []
         mels: list[np.ndarray] = []
         position = 0
-        for speech in self.segments(text, speaker, emotion, config, run):
+        for speech in self.segments(text, speaker, emotion, options, run):
             new = [silence, speech.samples] if parts and silence.size else [speech.samples]
             parts += new
             begin = position + sum(part.size for part in new[:-1])
@@ -300,9 +298,9 @@ class IndexTTS2:
             mel_codes=np.concatenate([s.mel_codes for s in segments]),
             mel=np.concatenate(mels, axis=1),
             segments=tuple(segments),
-            seed=config.seed,
+            seed=options.seed,
             timings=run.timings,
-            metadata=self._metadata(config),
+            metadata=self._metadata(options),
         )
 
     def infer_with_emotion(
@@ -330,28 +328,27 @@ class IndexTTS2:
         With `target_seconds` all segments are decoded before the first one is heard, since the length of each
         depends on the length of all.
         """
-        config = with_seed(config or InferenceConfig())
+        options = (config or InferenceConfig()).resolved(self.config)
         run = run or Run()
         models = self.models
         with run.stage("text"):
-            pieces = self.text_segments(text, config)
+            pieces = self.text_segments(text, options)
         run.segments = len(pieces)
         voice = self.voice(speaker, run=run)
-        assert config.seed is not None
-        emotion_vector = self.emotion_vector(voice, emotion, text, run, config.seed)
-        generator = torch.Generator().manual_seed(config.seed)
+        emotion_vector = self.emotion_vector(voice, emotion, text, run, options.seed)
+        generator = torch.Generator().manual_seed(options.seed)
 
         def decode(index: int) -> stages.Codes:
             run.segment = index
             return stages.segment_to_codes(
-                models, voice.speaker_latents, emotion_vector, pieces[index], config, generator, run
+                models, voice.speaker_latents, emotion_vector, pieces[index], options, generator, run
             )
 
         decoded: list[stages.Codes] = []
-        factor = config.duration_factor
-        if config.target_seconds is not None:
+        factor = options.duration_factor
+        if options.target_seconds is not None:
             decoded = [decode(index) for index in range(len(pieces))]
-            factor = self._target_factor(decoded, config)
+            factor = self._target_factor(decoded, options)
         for index, segment in enumerate(pieces):
             codes = decoded[index] if decoded else decode(index)
             run.segment = index
@@ -360,14 +357,14 @@ class IndexTTS2:
                     "segment %d reached the limit of %d codes before its end; raise max_mel_tokens or lower "
                     "max_text_tokens_per_segment",
                     index + 1,
-                    config.generation.max_mel_tokens,
+                    options.generation.max_mel_tokens,
                 )
             with run.stage("flow"):
                 frames = stages.target_frames(models, codes.codes.shape[1], factor)
                 condition = stages.codes_to_condition(models, codes, frames)
-                noise = stages.draw_noise(models, voice.prompt_mel.shape[-1] + frames, config, generator)
+                noise = stages.draw_noise(models, voice.prompt_mel.shape[-1] + frames, options, generator)
                 mel = stages.condition_to_mel(
-                    models, voice.prompt_condition, voice.prompt_mel, voice.style, condition, noise, config, run
+                    models, voice.prompt_condition, voice.prompt_mel, voice.style, condition, noise, options, run
                 )
             with run.stage("vocoder"):
                 run.report("vocoder", 0, 1)
@@ -392,7 +389,7 @@ class IndexTTS2:
         limit = self.config.gpt.max_text_tokens - 1
         return stages.text_to_segments(self.tokenizer, text, config or InferenceConfig(), limit)
 
-    def _target_factor(self, decoded: list[stages.Codes], config: InferenceConfig) -> float:
+    def _target_factor(self, decoded: list[stages.Codes], config: ResolvedConfig) -> float:
         """The duration factor that makes all segments and silences last `target_seconds`."""
         mel = self.config.s2mel.mel
         assert config.target_seconds is not None
@@ -407,7 +404,7 @@ class IndexTTS2:
             )
         return factor
 
-    def _metadata(self, config: InferenceConfig) -> dict[str, str]:
+    def _metadata(self, config: ResolvedConfig) -> dict[str, str]:
         """Provenance that is written into every file."""
         from indextts2 import __version__
 
@@ -416,11 +413,6 @@ class IndexTTS2:
             "comment": f"synthetic speech; seed {config.seed}; model {self.models.fingerprint[:16]}",
             "software": f"indextts2 {__version__}",
         }
-
-
-def with_seed(config: InferenceConfig) -> InferenceConfig:
-    """The configuration with a seed drawn by the system when it names none."""
-    return config if config.seed is not None else dataclasses.replace(config, seed=secrets.randbits(32))
 
 
 def silence_samples(config: InferenceConfig, sample_rate: int) -> np.ndarray:

@@ -25,7 +25,7 @@ StateCallback = Callable[[torch.Tensor], None]
 
 if TYPE_CHECKING:
     from indextts2.checkpoints.loading import Models
-    from indextts2.config import InferenceConfig
+    from indextts2.config import InferenceConfig, ResolvedConfig
     from indextts2.inference.progress import Run
     from indextts2.text.tokenizer import TextTokenizer
     from indextts2.types import Waveform
@@ -124,7 +124,7 @@ def segment_to_codes(
     speaker_latents: torch.Tensor,
     emotion: torch.Tensor,
     segment: TextSegment,
-    config: InferenceConfig,
+    config: ResolvedConfig,
     generator: torch.Generator,
     run: Run,
 ) -> Codes:
@@ -169,7 +169,7 @@ def codes_to_condition(models: Models, codes: Codes, frames: int) -> torch.Tenso
     return models.length_regulator(semantic, frames)
 
 
-def draw_noise(models: Models, frames: int, config: InferenceConfig, generator: torch.Generator) -> torch.Tensor:
+def draw_noise(models: Models, frames: int, config: ResolvedConfig, generator: torch.Generator) -> torch.Tensor:
     """Start noise of the flow (1, n_mels, frames), prompt and target."""
     noise = start_noise(models.config.s2mel.mel.n_mels, frames, generator)
     return (noise * config.flow_temperature).to(models.device)
@@ -182,7 +182,7 @@ def condition_to_mel(
     style: torch.Tensor,
     condition: torch.Tensor,
     noise: torch.Tensor,
-    config: InferenceConfig,
+    config: ResolvedConfig,
     run: Run,
     on_state: StateCallback | None = None,
 ) -> torch.Tensor:
@@ -192,17 +192,16 @@ def condition_to_mel(
         noise: (1, n_mels, P + N), see `draw_noise`.
         on_state: called with the state (1, n_mels, P + N) that enters each step.
     """
-    s2mel = models.config.s2mel
-    steps = s2mel.steps if config.steps is None else config.steps
-    cfg_rate = s2mel.cfg_rate if config.cfg_rate is None else config.cfg_rate
 
     def on_step(step: int, state: torch.Tensor) -> None:
-        run.report("flow", step + 1, steps)
+        run.report("flow", step + 1, config.steps)
         if on_state is not None:
             on_state(state)
 
     mu = torch.cat([prompt_condition, condition], dim=1)
-    return sample(models.dit, mu, prompt_mel, style, noise, steps=steps, cfg_rate=cfg_rate, on_step=on_step)
+    return sample(
+        models.dit, mu, prompt_mel, style, noise, steps=config.steps, cfg_rate=config.cfg_rate, on_step=on_step
+    )
 
 
 def mel_to_waveform(models: Models, mel: torch.Tensor) -> np.ndarray:

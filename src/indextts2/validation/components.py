@@ -20,7 +20,7 @@ from indextts2.types import Waveform
 from indextts2.validation.mock import recorded
 
 if TYPE_CHECKING:
-    from indextts2.config import InferenceConfig
+    from indextts2.config import ResolvedConfig
     from indextts2.inference.emotion import EmotionVector
     from indextts2.inference.pipeline import IndexTTS2
 
@@ -34,7 +34,7 @@ class Context:
 
     tts: IndexTTS2
     text: str
-    config: InferenceConfig
+    config: ResolvedConfig
     speaker_rate: int
     emotion_rate: int | None = None
     emotion_alpha: float = 1.0
@@ -83,10 +83,10 @@ def gpt(context: Context, load: Load) -> Arrays:
     vector = stages.merge_emotion(own, other, context.emotion_alpha)
     if context.emotion_weights is not None:
         vector = context.tts.blend_emotion(
-            context.emotion_weights, _tensor(context, load("encoders/speaker_emb")), vector, config.seed or 0
+            context.emotion_weights, _tensor(context, load("encoders/speaker_emb")), vector, config.seed
         )
     segment = stages.TextSegment((), torch.from_numpy(load("input/tokens")))
-    generator = torch.Generator().manual_seed(config.seed or 0)
+    generator = torch.Generator().manual_seed(config.seed)
     codes = stages.segment_to_codes(models, latents, vector, segment, config, generator, Run())
     result = {
         "gpt/speaker_latents": latents,
@@ -143,7 +143,7 @@ COMPONENTS: dict[str, Callable[[Context, Load], Arrays]] = {
 def flow_noise(context: Context, arrays: Arrays) -> np.ndarray:
     """The start noise of the run: what its generator draws after the codes."""
     models, config = context.tts.models, context.config
-    generator = torch.Generator().manual_seed(config.seed or 0)
+    generator = torch.Generator().manual_seed(config.seed)
     segment = stages.TextSegment((), torch.from_numpy(arrays["input/tokens"]))
     latents, vector = (_tensor(context, arrays[f"gpt/{n}"]) for n in ("speaker_latents", "emotion_vector"))
     codes = stages.segment_to_codes(models, latents, vector, segment, config, generator, Run())

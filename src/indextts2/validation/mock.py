@@ -38,7 +38,9 @@ def mock_golden_set(text: str, seed: int, config: ModelConfig | None = None) -> 
         "synthesis/mel_spec": (1, mel.n_mels, target),
         "output/audio": (target * mel.hop_length,),
     }
-    arrays: dict[str, np.ndarray] = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    arrays: dict[str, np.ndarray] = {
+        name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
+    }
     for name in ("input/speaker_audio", "output/audio"):
         arrays[name] *= np.float32(0.1)
     arrays["input/tokens"] = rng.integers(2, gpt.number_text_tokens, TOKENS)

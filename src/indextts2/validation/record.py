@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from indextts2.audio.loader import load_reference
-from indextts2.config import InferenceConfig
+from indextts2.config import InferenceConfig, ResolvedConfig
 from indextts2.errors import UsageError
 from indextts2.inference.emotion import EmotionAudio, EmotionVector, EmotionWords, as_emotion
-from indextts2.inference.pipeline import with_seed
 from indextts2.validation.components import Context, chain
 from indextts2.validation.golden import GoldenSet
 
@@ -35,10 +34,10 @@ def record(
     Raises:
         UsageError: the text makes more than one segment, or the options cannot be replayed from a folder.
     """
-    config = with_seed(config or InferenceConfig())
-    if config.target_seconds is not None:
+    options = (config or InferenceConfig()).resolved(tts.config)
+    if options.target_seconds is not None:
         raise UsageError("a golden set cannot hold target_seconds; use duration_factor")
-    segments = tts.text_segments(text, config)
+    segments = tts.text_segments(text, options)
     if len(segments) != 1:
         raise UsageError(f"the text makes {len(segments)} segments and a golden set holds one; shorten it")
     wanted = as_emotion(emotion)
@@ -49,8 +48,8 @@ def record(
     facts: dict[str, Any] = {
         "mock": False,
         "text": text,
-        "seed": config.seed,
-        "options": dataclasses.asdict(config),
+        "seed": options.seed,
+        "options": dataclasses.asdict(options),
         "speaker_sample_rate": reference.sample_rate,
         "emotion_sample_rate": None,
         "emotion": None,
@@ -89,7 +88,7 @@ def context_of(tts: IndexTTS2, golden: GoldenSet) -> Context:
     return Context(
         tts=tts,
         text=facts["text"],
-        config=build(InferenceConfig, facts["options"], "options"),
+        config=build(ResolvedConfig, facts["options"], "options"),
         speaker_rate=facts["speaker_sample_rate"],
         emotion_rate=facts["emotion_sample_rate"],
         emotion_alpha=facts["emotion_alpha"],
