@@ -7,6 +7,7 @@ from pathlib import Path
 
 from indextts2.cli import options
 from indextts2.cli.console import say
+from indextts2.config import ModelConfig
 from indextts2.errors import UsageError
 from indextts2.inference.named_voices import resolve_speaker
 
@@ -22,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    options.inference_config(args, ModelConfig())  # a wrong value is reported before weights are read
     text = options.read_text(args)
     if args.output.exists() and any(args.output.iterdir()):
         raise UsageError(f"{args.output} is not empty; name another folder or empty it")

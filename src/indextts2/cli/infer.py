@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from indextts2.cli import options
 from indextts2.cli.console import ProgressBar, say
+from indextts2.config import ModelConfig
 from indextts2.errors import UsageError
 from indextts2.inference.named_voices import resolve_speaker
 
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stream and args.output != "-" and Path(args.output).suffix.lower() != ".wav":
         raise UsageError(f"--stream writes WAV; {args.output} asks for another format")
     emotion = options.emotion(args)
+    options.inference_config(args, ModelConfig())  # a wrong value is reported before weights are read
     text = options.read_text(args)
     with options.load_tts(args) as tts:
         config = options.inference_config(args, tts.config)
