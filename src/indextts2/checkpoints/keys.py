@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ def plan_keys(module: nn.Module, shapes: Mapping[str, Shape], file: str, unused:
     """Match the keys of one module in a file with the parameters and buffers of `module`; reads no values.
 
     Args:
-        module: may be on the meta device. Its `UNUSED_KEYS` are patterns of keys that it leaves out.
+        module: may be on the meta device. Its `UNUSED_KEYS` are patterns of keys that it leaves out (both halves of a
+            weight norm count as `weight`).
         shapes: key -> shape of everything that the file holds for this module, prefixes of the file stripped.
         file: named in errors.
         unused: further patterns (full match) of keys that are dropped on purpose.
@@ -42,7 +44,7 @@ def plan_keys(module: nn.Module, shapes: Mapping[str, Shape], file: str, unused:
     patterns = [re.compile(p) for p in (*getattr(module, "UNUSED_KEYS", ()), *unused)]
     computed = _computed_buffers(module)
     rest = [key for key in shapes if key not in used]
-    dropped = [k for k in rest if _is_computed(k, computed) or any(p.fullmatch(k) for p in patterns)]
+    dropped = [k for k in rest if _is_computed(k, computed) or any(p.fullmatch(plain_name(k)) for p in patterns)]
     unknown = [key for key in rest if key not in set(dropped)]
     problems += _listed("unknown keys", unknown, shapes)
     missing = [name for name in wanted if name not in sources and name.rpartition(".")[2] != COUNTER]
@@ -79,6 +81,14 @@ def _candidates(name: str, shape: Shape, shapes: Mapping[str, Shape]) -> list[di
         stem = name[: -len("weight")]
         ways += [{stem + g: magnitude_shape(shape), stem + v: shape} for g, v in SUFFIXES if shape]
     return [way for way in ways if all(key in shapes for key in way)]
+
+
+def plain_name(key: str) -> str:
+    """The parameter that a key is about: that of its weight norm for a magnitude or direction."""
+    for suffix in itertools.chain.from_iterable(SUFFIXES):
+        if key.endswith(f".{suffix}"):
+            return key.removesuffix(suffix) + "weight"
+    return key
 
 
 def _computed_buffers(module: nn.Module) -> frozenset[str]:

@@ -30,7 +30,8 @@ from indextts2.models.semantic.statistics import FeatureStatistics
 if TYPE_CHECKING:
     from indextts2.models.gpt.unified_voice import UnifiedVoice
     from indextts2.models.s2mel.dit import DiT
-    from indextts2.models.s2mel.length_regulator import LatentProjection, LengthRegulator
+    from indextts2.models.s2mel.latent_projection import LatentProjection
+    from indextts2.models.s2mel.length_regulator import LengthRegulator
     from indextts2.models.semantic.codec import SemanticCodec
     from indextts2.models.semantic.w2v_bert import W2VBert
     from indextts2.models.speaker.campplus import CampPlus

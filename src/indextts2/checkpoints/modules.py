@@ -53,7 +53,7 @@ def complete_config(config: ModelConfig, projection: Mapping[str, torch.Tensor])
     """
     if config.s2mel.latent_projection is not None:
         return config
-    from indextts2.models.s2mel.length_regulator import LatentProjection
+    from indextts2.models.s2mel.latent_projection import LatentProjection
 
     expected = {f"{layer}.{kind}" for layer in range(len(projection) // 2) for kind in ("weight", "bias")}
     if not expected or set(projection) != expected or any(t.dim() == 0 for t in projection.values()):
@@ -87,7 +87,7 @@ def _gpt(config: ModelConfig, with_text_head: bool) -> nn.Module:
 
 
 def _latent_projection(config: ModelConfig) -> nn.Module:
-    from indextts2.models.s2mel.length_regulator import LatentProjection
+    from indextts2.models.s2mel.latent_projection import LatentProjection
 
     inner = _known(config.s2mel.latent_projection, "s2mel.latent_projection")
     return LatentProjection(config.gpt.model_dim, inner, config.semantic_codec.hidden_size)

@@ -72,7 +72,7 @@ class HuggingFace:
         with _as_download_error(f"{repository}/{file}", _hub_errors()):
             url = hf_hub_url(repository, file, revision=revision, endpoint=self.endpoint)
             metadata = get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
-            if metadata.commit_hash is None or metadata.etag is None:
+            if not metadata.commit_hash or not metadata.etag:
                 raise DownloadError(
                     f"{url} is not served by a Hugging Face hub: it names no commit; check the endpoint"
                 )
