@@ -134,7 +134,8 @@ class Evaluation:
 
     def _resynthesise(self, wave: Waveform, text: str, speaker: str) -> np.ndarray:
         """Codes of a recording and the latents of its text and codes -> s2mel with another prompt -> vocoder."""
-        tts, models, config = self.tts, self.tts.models, self.config.inference
+        tts, models = self.tts, self.tts.models
+        config = self.config.inference.resolved(models.config)
         voice = tts.voice(self.references[speaker])
         _, audio_16k = speaker_audio(wave, models.config.s2mel.mel.sample_rate)
         codes, _ = models.codec.quantize(stages.semantic_features(models, audio_16k))
@@ -246,7 +247,7 @@ def count_stops(
     Returns:
         `sentences`, `run_on` (limit reached), `empty`, `codes_per_piece` (mean over those that stopped).
     """
-    config = InferenceConfig(generation=generation or GenerationConfig())
+    config = InferenceConfig(generation=generation).resolved(tts.config)
     result = {"sentences": 0.0, "run_on": 0.0, "empty": 0.0}
     rates: list[float] = []
     voice = tts.voice(reference)
