@@ -37,7 +37,7 @@ class VocoderStageConfig:
     """Crops and weights of the losses."""
 
     crop_frames: int = 32
-    batch_size: int = 8
+    batch_size: int = 4
     mel_weight: float = 15.0
     stft_weight: float = 3.0
     feature_weight: float = 2.0
@@ -171,7 +171,7 @@ def make(work: Path) -> tuple[Stage, RunConfig]:
     stage = VocoderStage(Corpus(work / "data"), network, VocoderStageConfig())
     # Convolutions of few channels are no faster in bfloat16 on CPUs, and phases need the precision.
     run = RunConfig(
-        output=str(work / "vocoder"), minutes=110, learning_rate=1e-3, final_learning_rate=5e-5, precision="float32",
+        output=str(work / "vocoder"), minutes=110, learning_rate=4e-4, final_learning_rate=5e-5, precision="float32",
         weight_decay=0.0, clip_norm=100.0, betas=(0.8, 0.99), log_every=50,
     )  # fmt: skip
     return stage, run
