@@ -50,6 +50,8 @@ class EvaluationConfig:
     ways: tuple[str, ...] = WAYS
     speakers: int = 6
     clips_per_speaker: int = 4
+    # Shorter clips say too little about word error and speaker.
+    min_clip_seconds: float = 2.0
     sentences_per_speaker: int = 10
     whisper: str = "base"
     seed: int = 1
@@ -115,8 +117,9 @@ class Evaluation:
         if self.corpus is None:
             raise ConfigError(f"the way {way} needs a prepared corpus")
         for speaker, reference in self.reference_clips.items():
-            others = [i for i in self.corpus.by_speaker[speaker] if i != reference and self.corpus.clips[i].seconds > 2]
-            for clip in others[: self.config.clips_per_speaker]:
+            others = [i for i in self.corpus.by_speaker[speaker] if i != reference]
+            long_enough = [i for i in others if self.corpus.clips[i].seconds >= self.config.min_clip_seconds]
+            for clip in long_enough[: self.config.clips_per_speaker]:
                 samples = self._copy(way, self.corpus, speaker, clip)
                 yield Item(way, speaker, self.corpus.clips[clip].text, samples, MEL_RATE_HZ)
 
