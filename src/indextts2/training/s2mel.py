@@ -34,8 +34,8 @@ from indextts2.training.runner import RunConfig, Stage, load_trained
 class S2MelStageConfig:
     """Batches and dropouts. Prompt lengths in mel frames are drawn once per batch."""
 
-    frames_per_batch: int = 3000
-    prompt_frames: tuple[int, int] = (60, 300)
+    frames_per_batch: int = 2000
+    prompt_frames: tuple[int, int] = (40, 220)
     # Some batches get prompts as long as users bring, so that the positions of long sequences are trained.
     long_prompt_frames: int = 1000
     long_prompt_share: float = 0.1
