@@ -108,7 +108,7 @@ def test_target_seconds_is_met(tts: IndexTTS2, speaker: Path) -> None:
 def test_segments_and_the_silence_between_them(tts: IndexTTS2, speaker: Path) -> None:
     text = "This is one sentence. This is another one. And here is a third."
     heard: list[np.ndarray] = []
-    config = options(max_text_tokens_per_segment=10, interval_silence_ms=100)
+    config = options(max_text_tokens_per_segment=8, interval_silence_ms=100)
     result = tts.infer(text, speaker, config=config, on_samples=heard.append)
     assert len(result.segments) >= 3
     assert np.array_equal(np.concatenate(heard), result.samples)
@@ -118,7 +118,7 @@ def test_segments_and_the_silence_between_them(tts: IndexTTS2, speaker: Path) ->
         gap = result.samples[round(before.end * 22050) : round(after.start * 22050)]
         assert not gap.any()
     assert result.segments[-1].end == result.duration
-    whole = tts.infer(text, speaker, config=options(max_text_tokens_per_segment=10, interval_silence_ms=0))
+    whole = tts.infer(text, speaker, config=options(max_text_tokens_per_segment=8, interval_silence_ms=0))
     assert len(whole.samples) == len(result.samples) - silence * (len(result.segments) - 1)
 
 

@@ -25,6 +25,7 @@ from indextts2.audio.resampler import emotion_audio, speaker_audio
 from indextts2.audio.writer import pcm16
 from indextts2.inference import stages
 from indextts2.inference.progress import Run
+from indextts2.models.emotion.matrix import merge_emotion_vectors
 from indextts2.models.gpt.decoders import BeamDecoder, Node, SingleDecoder, _History, path
 from indextts2.models.gpt.generation import Generation, Request, advance
 from indextts2.models.s2mel.flow_matching import integrate
@@ -121,7 +122,7 @@ def _encoders(tts: IndexTTS2, arrays: Arrays) -> Arrays:
     features = found["spk_cond_emb"]
     latents = models.codec.encode(features)
     codes, embedding = models.codec.quantize(features)
-    projected = models.codec.vector_quantizer.in_project(latents.transpose(1, 2))
+    projected = models.codec.vector_quantizer.in_project(latents).transpose(1, 2)
     found |= {"codec_encoder_out": latents, "codec_z_e": projected, "ref_codes": codes, "S_ref": embedding}
     speaker = models.campplus
     fbank = torch.from_numpy(arrays["fbank"])
@@ -139,14 +140,14 @@ def _conditioning(tts: IndexTTS2, reference: Reference, arrays: Arrays) -> Array
     models, gpt = tts.models, tts.models.gpt
     voice = stages.encode_voice(models, reference.speaker, Run())
     conformer = gpt.conditioning_encoder
-    with recording(embed=conformer.embed, layer0=conformer.encoders[0], encoder=conformer) as seen:
+    with recording(embed__in=conformer.encoders[0], layer0=conformer.encoders[0], encoder=conformer) as seen:
         latents = gpt.speaker_latents(arrays["spk_cond_emb"])
-    found: Arrays = {f"cond_{name}": value for name, value in seen.items()}
+    found: Arrays = {f"cond_{name.removesuffix('__in')}": value for name, value in seen.items()}
     with recording(encoder=gpt.emo_conditioning_encoder, perceiver=gpt.emo_perceiver_encoder) as seen:
         other = gpt.emotion_vector(arrays["emo_cond_emb"])
     found |= {f"emo_{name}": value for name, value in seen.items()}
     own, as_emotion = gpt.emotion_vector(arrays["spk_cond_emb"]), gpt.emotion_vector(arrays["spk_as_emo_cond_emb"])
-    base = stages.merge_emotion(own, as_emotion, 1.0)
+    base = merge_emotion_vectors(own, as_emotion, 1.0)
     weights = reference.emotion_weights
     matrix = tts.loaded.emotion_matrix
     zero = torch.zeros_like(base)
@@ -156,9 +157,9 @@ def _conditioning(tts: IndexTTS2, reference: Reference, arrays: Arrays) -> Array
         "speech_conditioning_latent": latents,
         "emovec_emo": other,
         "emovec_spk": own,
-        **{f"emovec_alpha{a}": stages.merge_emotion(own, other, a) for a in reference.plan["alphas"]},
+        **{f"emovec_alpha{a}": merge_emotion_vectors(own, other, a) for a in reference.plan["alphas"]},
         "emo_vector": weights,
-        "emo_vector_index": np.array(matrix.choose_rows(arrays["style"])),
+        "emo_vector_index": np.array(matrix.nearest_rows(arrays["style"])),
         "emo_vector_mat": matrix.blend(weights.tolist(), arrays["style"], zero),
         "emo_vector_base": base,
         "emo_vector_emovec": matrix.blend(weights.tolist(), arrays["style"], base),

@@ -141,14 +141,14 @@ def inference_config(args: argparse.Namespace, model: ModelConfig) -> InferenceC
 def emotion(args: argparse.Namespace) -> EmotionInput:
     """The options of `add_emotion_options` as a library value."""
     from indextts2.inference.emotion import EmotionAudio, EmotionVector, EmotionWords
-    from indextts2.models.emotion.vector import parse_emotion_names
+    from indextts2.models.emotion.vector import parse_emotion_vector
 
     if args.emotion_audio is not None:
         return EmotionAudio(args.emotion_audio, args.emotion_alpha)
     if args.emotion_vector is not None:
-        return EmotionVector(tuple(_numbers(args.emotion_vector)), args.emotion_alpha)
+        return EmotionVector(parse_emotion_vector(args.emotion_vector), args.emotion_alpha)
     if args.emotion is not None:
-        return EmotionVector(tuple(parse_emotion_names(args.emotion)), args.emotion_alpha)
+        return EmotionVector(parse_emotion_vector(args.emotion), args.emotion_alpha)
     if args.emotion_text is not None:
         return EmotionWords(args.emotion_text, args.emotion_alpha)
     if args.emotion_alpha != 1.0:
@@ -157,13 +157,6 @@ def emotion(args: argparse.Namespace) -> EmotionInput:
             "--emotion-audio or --emotion-text"
         )
     return None
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.replace("[", "").replace("]", "").split(",")]
-    except ValueError as error:
-        raise UsageError(f"--emotion-vector takes eight numbers with commas between them, not {text!r}") from error
 
 
 def read_text(args: argparse.Namespace) -> str:

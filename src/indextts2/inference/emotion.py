@@ -45,7 +45,7 @@ def as_emotion(value: Emotion | Waveform | Path | str | Sequence[float] | None) 
     Raises:
         UsageError: the value is none of these, or a name or number in it is wrong.
     """
-    from indextts2.models.emotion.vector import check_emotion_vector, parse_emotion_names
+    from indextts2.models.emotion.vector import check_emotion_vector, parse_emotion_vector
 
     if value is None or isinstance(value, (EmotionAudio, EmotionWords)):
         return value
@@ -54,7 +54,7 @@ def as_emotion(value: Emotion | Waveform | Path | str | Sequence[float] | None) 
     if isinstance(value, (Path, Waveform)):
         return EmotionAudio(value)
     if isinstance(value, str):
-        return EmotionVector(tuple(parse_emotion_names(value)))
+        return EmotionVector(tuple(parse_emotion_vector(value)))
     if isinstance(value, Sequence):
         return EmotionVector(tuple(check_emotion_vector(value)))
     raise UsageError(f"an emotion is audio, a vector, names or words, not {type(value).__name__}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,12 +30,12 @@ from indextts2.inference import stages
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
 from indextts2.inference.voice import ContentCache, Voice, content_key
-from indextts2.models.emotion.matrix import EmotionMatrix
+from indextts2.models.emotion.matrix import EmotionMatrix, merge_emotion_vectors
 from indextts2.models.emotion.vector import scale_emotion_vector
 from indextts2.types import Segment, SpeechResult, Waveform
 
 if TYPE_CHECKING:
-    from indextts2.models.emotion.words import EmotionClassifier
+    from indextts2.models.emotion.words import EmotionFromText
     from indextts2.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,12 @@ VOICE_SUFFIX = ".safetensors"
 
 @dataclasses.dataclass
 class _Loaded:
-    """What `load_weights` brings. The classifier of emotion words is loaded when it is first asked for."""
+    """What `load_weights` brings. `emotion_from_text` is loaded when it is first asked for."""
 
     models: Models
     tokenizer: TextTokenizer
     emotion_matrix: EmotionMatrix
-    classifier: EmotionClassifier | None = None
+    emotion_from_text: EmotionFromText | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,8 @@ class IndexTTS2:
             return Voice.load(speaker).check_model(models.fingerprint).to(models.device)
         reference = load_reference(speaker)
         make_run = run or Run()
-        return self._voices.get(content_key(reference), lambda: stages.encode_voice(models, reference, make_run, name))
+        voice = self._voices.get(content_key(reference), lambda: stages.encode_voice(models, reference, make_run))
+        return dataclasses.replace(voice, name=name) if name else voice
 
     @torch.inference_mode()
     def emotion_vector(
@@ -200,19 +202,19 @@ class IndexTTS2:
         wanted = as_emotion(emotion)
         run = run or Run()
         if wanted is None:
-            return stages.merge_emotion(voice.own_emotion, voice.audio_emotion, 1.0)
+            return merge_emotion_vectors(voice.own_emotion, voice.audio_emotion, 1.0)
         if isinstance(wanted, EmotionAudio):
             reference = load_reference(wanted.audio)
             with run.stage("emotion_encoding"):
                 other = self._emotions.get(
                     content_key(reference), lambda: stages.encode_emotion(self.models, reference)
                 )
-            return stages.merge_emotion(voice.own_emotion, other, wanted.alpha)
+            return merge_emotion_vectors(voice.own_emotion, other, wanted.alpha)
         if isinstance(wanted, EmotionWords):
             with run.stage("emotion_words"):
                 weights = self.words_to_vector(wanted.text if wanted.text is not None else text)
             wanted = EmotionVector(tuple(weights), wanted.alpha, wanted.random_rows)
-        merged = stages.merge_emotion(voice.own_emotion, voice.audio_emotion, 1.0)
+        merged = merge_emotion_vectors(voice.own_emotion, voice.audio_emotion, 1.0)
         return self.blend_emotion(wanted, voice.style, merged, seed)
 
     def blend_emotion(
@@ -220,20 +222,28 @@ class IndexTTS2:
     ) -> torch.Tensor:
         """Mix rows of the emotion matrix with `merged` (1, D), the vector that audio gave (04 section 4)."""
         weights = scale_emotion_vector(emotion.weights, emotion.alpha)
-        return self.loaded.emotion_matrix.blend(weights, style, merged, seed if emotion.random_rows else None)
+        return self.loaded.emotion_matrix.blend(
+            weights, style, merged, random.Random(seed) if emotion.random_rows else None
+        )
 
-    def words_to_vector(self, text: str) -> list[float]:
+    def words_to_vector(self, text: str) -> Sequence[float]:
         """The eight weights that the Qwen model reads from `text`.
 
         Raises:
             CheckpointError: the model directory has no such model. MissingExtraError: transformers is not installed.
         """
-        from indextts2.models.emotion.words import EmotionClassifier
+        from indextts2.models.emotion.words import EmotionFromText
 
         loaded = self.loaded
-        if loaded.classifier is None:
-            loaded.classifier = EmotionClassifier(loaded.models.emotion_text_directory)
-        return loaded.classifier.classify(text)
+        if loaded.emotion_from_text is None:
+            folder = loaded.models.emotion_text_directory
+            if folder is None:
+                raise CheckpointError(
+                    "this model directory has no model that reads emotion from words (qwen0.6bemo4-merge); fetch it "
+                    "with `indextts2 download --emotion-text`, or give the emotion by names or weights"
+                )
+            loaded.emotion_from_text = EmotionFromText.load(folder, device=str(loaded.models.device))
+        return loaded.emotion_from_text.vector(text)
 
     # --- speech -------------------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def semantic_features(models: Models, audio_16k: np.ndarray) -> torch.Tensor:
     return models.feature_statistics(hidden)
 
 
-def encode_voice(models: Models, reference: Waveform, run: Run, name: str = "") -> Voice:
+def encode_voice(models: Models, reference: Waveform, run: Run) -> Voice:
     """Reference audio -> Voice: all that the speaker contributes, computed once."""
     with run.stage("mel"):
         audio_22k, audio_16k = speaker_audio(reference, models.config.s2mel.mel.sample_rate)
@@ -74,7 +74,6 @@ def encode_voice(models: Models, reference: Waveform, run: Run, name: str = "") 
         model=models.fingerprint,
         source=content_key(reference),
         seconds=reference.duration,
-        name=name,
     )
 
 
@@ -82,11 +81,6 @@ def encode_emotion(models: Models, reference: Waveform) -> torch.Tensor:
     """Emotion audio -> emotion vector (1, D), by the emotion resampling path (01 section 6.1)."""
     features = semantic_features(models, emotion_audio(reference))
     return models.gpt.emotion_vector(features.to(models.gpt_dtype)).float()
-
-
-def merge_emotion(own: torch.Tensor, other: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Interpolate between the speaker's own emotion vector and another one; evaluated in this form for alpha 1 too."""
-    return own + alpha * (other - own)
 
 
 # --- text -> segments of ids ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from indextts2.audio.features import fbank_mean_normalised, log_mel
 from indextts2.audio.resampler import emotion_audio, speaker_audio
 from indextts2.inference import stages
 from indextts2.inference.progress import Run
+from indextts2.models.emotion.matrix import merge_emotion_vectors
 from indextts2.types import Waveform
 from indextts2.validation.mock import recorded
 
@@ -80,7 +81,7 @@ def gpt(context: Context, load: Load) -> Arrays:
     )
     latents = network.speaker_latents(features).float()
     own, other = (network.emotion_vector(f).float() for f in (features, emotion))
-    vector = stages.merge_emotion(own, other, context.emotion_alpha)
+    vector = merge_emotion_vectors(own, other, context.emotion_alpha)
     if context.emotion_weights is not None:
         vector = context.tts.blend_emotion(
             context.emotion_weights, _tensor(context, load("encoders/speaker_emb")), vector, config.seed
