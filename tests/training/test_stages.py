@@ -35,6 +35,9 @@ def make_stage(name: str, corpus: Corpus, config: ModelConfig) -> Stage:
     recogniser = Recogniser(config, 0.0).eval()
     write_features(corpus, recogniser)
     codec = CodecStage(corpus, config.semantic_codec, CodecStageConfig(rows_per_batch=120))
+    statistics = np.load(corpus.folder / "statistics.npz")
+    mean, var = torch.from_numpy(statistics["mean"]), torch.from_numpy(statistics["var"])
+    codec.model.set_phoneme_head(recogniser.middle_head, mean, var)
     if name == "codec":
         return codec
     write_codes(corpus, codec.model.codec.eval())

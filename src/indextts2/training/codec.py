@@ -1,8 +1,9 @@
 """Stage `codec`: the vector quantiser on the encoder's features.
 
-Losses: reconstruction of the normalised features by a decoder that is not shipped, the two losses of VQ-VAE, and CTC
-of the phonemes from the quantised frames, which keeps the codes phonetic (supervised semantic tokens as in CosyVoice,
-Du et al. 2024). Codes that die are moved onto random latents. Axes: B batch, T frames (50 Hz), C channels.
+Losses: reconstruction of the normalised features by a decoder that is not shipped, the two losses of VQ-VAE, and the
+divergence of the phonemes that the encoder's own head reads from the reconstruction and from the features, which keeps
+the codes phonetic (supervised semantic tokens as in CosyVoice, Du et al. 2024). Codes that die are moved onto random
+latents. Axes: B batch, T frames (50 Hz), C channels, V labels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from indextts2.training.data import Corpus, LengthBatches, pad
 from indextts2.training.embedded import embedded_model_config
 from indextts2.training.runner import RunConfig, Stage, load_trained
 from indextts2.training.semantic import (
-    BLANK,
     Recogniser,
     SemanticStageConfig,
     ctc_labels,
@@ -38,7 +38,7 @@ from indextts2.training.semantic import (
 class CodecStageConfig:
     """Batches and loss weights of the codec stage."""
 
-    rows_per_batch: int = 4000
+    rows_per_batch: int = 1200
     reconstruction_weight: float = 1.0
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
@@ -48,27 +48,37 @@ class CodecStageConfig:
     usage_memory: int = 100
     restart_every: int = 25
     # No restarts in the last part of the run, so that every code has settled.
-    restart_until_step: int = 4000
+    restart_until_step: int = 500
 
 
 class CodecTrainer(nn.Module):
-    """The codec with what only training needs: decoder, phoneme head, usage of the codes."""
+    """The codec with what only training needs: decoder, the encoder's phoneme head (fixed), usage of the codes."""
 
     usage: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
 
     def __init__(self, config: SemanticCodecConfig) -> None:
         super().__init__()
         self.codec = SemanticCodec(config)
         self.decoder = SemanticCodecDecoder(config)
-        width = config.vocos_dim
-        self.context = nn.Conv1d(config.hidden_size, width, 5, padding=2)
-        self.phoneme_head = nn.Conv1d(width, VOCABULARY_SIZE, 3, padding=1)
         self.register_buffer("usage", torch.ones(config.codebook_size) / config.codebook_size)
+        self.register_buffer("head_weight", torch.zeros(VOCABULARY_SIZE, config.hidden_size))
+        self.register_buffer("head_bias", torch.zeros(VOCABULARY_SIZE))
 
-    def phonemes(self, embedding: Tensor) -> Tensor:
-        """Quantised frames (B, T, C) to CTC log-probabilities (B, T, V) in float32."""
-        hidden = F.gelu(self.context(embedding.transpose(1, 2)))
-        return F.log_softmax(self.phoneme_head(hidden).transpose(1, 2).float(), dim=-1)
+    @torch.no_grad()
+    def set_phoneme_head(self, head: nn.Linear, mean: Tensor, var: Tensor) -> None:
+        """Take the head of the encoder's feature layer over, made to read normalised features."""
+        self.head_weight.copy_(head.weight * var.sqrt())
+        self.head_bias.copy_(head.bias + head.weight @ mean)
+
+    def phonemes(self, features: Tensor) -> Tensor:
+        """Normalised features (B, T, C), original or decoded, to CTC log-probabilities (B, T, V) in float32."""
+        return F.log_softmax(F.linear(features, self.head_weight, self.head_bias).float(), dim=-1)
+
+    def read_codes(self, codes: Tensor) -> list[int]:
+        """Phoneme labels that the codes (M,) say: a cheap check of generated codes."""
+        return greedy(self.phonemes(self.decoder(self.codec.embed(codes[None])))[0])
 
     @torch.no_grad()
     def count(self, indices: Tensor, memory: int) -> None:
@@ -95,17 +105,13 @@ class CodecStage(Stage):
         self.corpus, self.config = corpus, config
         self.model: CodecTrainer = CodecTrainer(codec)
         lengths = {number: corpus.clips[number].length("fbank") for number in corpus.train}
-        self.labels = {number: ctc_labels(corpus.text_ids(number)) for number in range(len(corpus))}
         self.batches = LengthBatches(lengths, config.rows_per_batch, seed)
 
     def collate(self, numbers: list[int]) -> dict[str, Tensor]:
         rows = [self.corpus.get("features", number, like="fbank").astype(np.float32) for number in numbers]
-        labels = [np.asarray(self.labels[number]) for number in numbers]
         return {
             "features": torch.from_numpy(pad(rows)).to(self.device),
             "lengths": torch.tensor([len(row) for row in rows], device=self.device),
-            "labels": torch.from_numpy(np.concatenate(labels)).to(self.device),
-            "label_lengths": torch.tensor([len(row) for row in labels], device=self.device),
         }
 
     def next_batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -119,9 +125,8 @@ class CodecStage(Stage):
         self._tend_codes(result.indices[keep], result.latents[keep].detach(), step)
         rebuilt = self.model.decoder(result.embedding, mask)
         reconstruction = F.mse_loss(rebuilt[keep].float(), features[keep])
-        log_probabilities = self.model.phonemes(result.embedding * mask.unsqueeze(-1))
-        phonemes = F.ctc_loss(log_probabilities.transpose(0, 1), batch["labels"], batch["lengths"],
-                              batch["label_lengths"], blank=BLANK, zero_infinity=True)  # fmt: skip
+        wanted, read = self.model.phonemes(features[keep]), self.model.phonemes(rebuilt[keep])
+        phonemes = F.kl_div(read, wanted, log_target=True, reduction="batchmean")
         loss = (
             config.reconstruction_weight * reconstruction
             + config.codebook_weight * result.codebook_loss
@@ -150,8 +155,9 @@ class CodecStage(Stage):
             counts += torch.bincount(indices.flatten().cpu(), minlength=len(counts))
             residual += float((self.model.decoder(embedding) - features).square().sum())
             square += float(features.square().sum())
-            errors += edit_distance(greedy(self.model.phonemes(embedding)[0]), self.labels[number])
-            total += len(self.labels[number])
+            labels = ctc_labels(self.corpus.text_ids(number))
+            errors += edit_distance(self.model.read_codes(indices[0]), labels)
+            total += len(labels)
         return {
             "explained_variance": 1 - residual / square,
             "phoneme_error": errors / max(total, 1),
@@ -211,5 +217,8 @@ def make(work: Path) -> tuple[Stage, RunConfig]:
     if not (corpus.folder / "features.npy").exists():
         write_features(corpus, load_recogniser(work))
     stage = CodecStage(corpus, embedded_model_config().semantic_codec, CodecStageConfig())
-    run = RunConfig(output=str(work / "codec"), minutes=8, learning_rate=1e-3, warmup_steps=100)
+    statistics = np.load(corpus.folder / "statistics.npz")
+    mean, var = torch.from_numpy(statistics["mean"]), torch.from_numpy(statistics["var"])
+    stage.model.set_phoneme_head(load_recogniser(work).middle_head, mean, var)
+    run = RunConfig(output=str(work / "codec"), minutes=8, learning_rate=2e-3, warmup_steps=50)
     return stage, dataclasses.replace(run, precision="float32")

@@ -41,7 +41,10 @@ class GPTStageConfig:
     corruption: float = 0.3
     # Part of the batches whose items are two clips of one speaker in a row.
     joined: float = 0.25
-    max_condition_frames: int = 150
+    # The conditioners are dear: most batches see short pieces of the other clip, some see (almost) all of it.
+    short_condition_frames: int = 80
+    max_condition_frames: int = 400
+    long_conditions: float = 0.2
     codes_per_token: float = 3.4
 
 
@@ -122,13 +125,13 @@ class GPTStage(Stage):
         joined = np.concatenate((text, [SPACE_ID], more_text))
         return joined, np.concatenate((codes, more_codes)), np.concatenate((aligned, more_aligned + len(text) + 1))
 
-    def _condition(self, number: int, rng: np.random.Generator | None) -> np.ndarray:
-        """Features (T, C) of another clip of the speaker, cut at random to a reference's length."""
+    def _condition(self, number: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
+        """At most `frames` features (T, C) of another clip of the speaker."""
         other = self.corpus.other_clip(number, rng or np.random.default_rng(number))
         features = self.corpus.get("features", other, like="fbank")
-        room = len(features) - self.config.max_condition_frames
+        room = len(features) - frames
         start = int(rng.integers(0, room + 1)) if rng is not None and room > 0 else 0
-        return features[start : start + self.config.max_condition_frames].astype(np.float32)
+        return features[start : start + frames].astype(np.float32)
 
     def collate(self, numbers: list[int], rng: np.random.Generator | None) -> dict[str, Tensor]:
         if rng is not None and rng.random() < self.config.joined:
@@ -136,7 +139,9 @@ class GPTStage(Stage):
             items = [self._joined(number, rng) for number in numbers]
         else:
             items = [self._clip(number) for number in numbers]
-        conditions = [self._condition(number, rng) for number in numbers]
+        is_long = rng is None or rng.random() < self.config.long_conditions
+        frames = self.config.max_condition_frames if is_long else self.config.short_condition_frames
+        conditions = [self._condition(number, frames, rng) for number in numbers]
         batch = {
             "text": pad([text for text, _, _ in items]),
             "text_lengths": np.asarray([len(text) for text, _, _ in items]),
@@ -222,4 +227,4 @@ def make(work: Path) -> tuple[Stage, RunConfig]:
         write_alignment(corpus, load_recogniser(work))
     alignment = np.load(corpus.folder / "alignment.npy")
     stage = GPTStage(corpus, embedded_model_config().gpt, GPTStageConfig(), alignment)
-    return stage, RunConfig(output=str(work / "gpt"), minutes=70, learning_rate=1e-3, warmup_steps=200)
+    return stage, RunConfig(output=str(work / "gpt"), minutes=70, learning_rate=1.5e-3, warmup_steps=150)
