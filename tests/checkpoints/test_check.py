@@ -7,6 +7,7 @@ import torch
 from indextts2.checkpoints.check import check
 from indextts2.checkpoints.loading import load_models
 from indextts2.checkpoints.official import MODULES
+from indextts2.checkpoints.pins import LockEntry, write_lock
 from tests.checkpoints.test_loading import edit
 
 
@@ -59,10 +60,22 @@ def test_changed_files_are_found_by_hash(tiny_converted: Path) -> None:
     assert [file.path for file in changed] == ["model.safetensors"] and "SHA-256" in str(changed[0].problem)
 
 
-def test_pins_are_compared(tiny_official: Path) -> None:
+def test_files_of_another_model_differ_from_the_published_ones(tiny_official: Path) -> None:
     report = check(tiny_official, device="cpu", hash_files=True)
-    changed = {file.path for file in report.files if file.status == "changed"}
-    assert changed == {"bpe.model", "feat1.pt", "feat2.pt", "wav2vec2bert_stats.pt"}
+    differing = {file.path for file in report.files if file.status == "differs"}
+    assert report.ok and differing == {"bpe.model", "feat1.pt", "feat2.pt", "wav2vec2bert_stats.pt"}
+
+
+def test_published_files_are_recognised(small_checkpoint: Path) -> None:
+    status = {file.path: file.status for file in check(small_checkpoint, device="cpu", hash_files=True).files}
+    assert all(status[name] == "ok" for name in ("bpe.model", "feat1.pt", "wav2vec2bert_stats.pt"))
+    assert status["feat2.pt"] == "differs"  # the small model has its first columns only
+
+
+def test_a_file_that_is_not_as_downloaded_is_a_problem(tiny_official: Path) -> None:
+    write_lock(tiny_official, {"bpe.model": LockEntry("IndexTeam/IndexTTS-2", "bpe.model", None, "0" * 64, 6)})
+    report = check(tiny_official, device="cpu", hash_files=True)
+    assert [file.path for file in report.files if file.problem] == ["bpe.model"] and not report.ok
 
 
 @pytest.mark.parametrize("name", ["none", "empty", "file", "badyaml", "badmanifest"])

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -66,8 +67,8 @@ def test_unknown_sizes_are_an_error(tmp_path: Path) -> None:
         ({"semantic_output_layer": 0}, "semantic_output_layer is 0"),
     ],
 )
-def test_contradictions_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    config = dataclasses.replace(COMPLETE, **changes)  # type: ignore[arg-type]
+def test_contradictions_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    config = dataclasses.replace(COMPLETE, **changes)
     with pytest.raises(ConfigError, match=message):
         read_model_config(write(tmp_path, config), None, None)
 

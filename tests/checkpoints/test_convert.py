@@ -1,4 +1,6 @@
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from indextts2.checkpoints.convert import ConvertProgress, convert, save_modules
 from indextts2.checkpoints.layout import Layout, ModelDirectory
 from indextts2.checkpoints.loading import load_models
 from indextts2.checkpoints.official import MODULES
-from indextts2.errors import CheckpointError, UsageError
+from indextts2.errors import CheckpointError, IndexTTS2Error, UsageError
 from tests.checkpoints.conftest import TINY
 from tests.checkpoints.test_loading import assert_equal_state, edit
 
@@ -41,8 +43,6 @@ def test_small_reference_checkpoint_is_bit_equal(small_checkpoint: Path, tmp_pat
 
 
 def test_manifest_lists_every_file_with_its_hash(tiny_official: Path, tmp_path: Path) -> None:
-    import hashlib
-
     out = convert(tiny_official, tmp_path / "out")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["format"] == "indextts2" and manifest["format_version"] == 1
@@ -52,6 +52,7 @@ def test_manifest_lists_every_file_with_its_hash(tiny_official: Path, tmp_path: 
         assert record["size"] == len(content) and record["sha256"] == hashlib.sha256(content).hexdigest()
     assert manifest["files"]["model.safetensors"]["tensors"] == len(load_file(out / "model.safetensors"))
     assert manifest["source"]["layout"] == "official"
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in out.iterdir())
 
 
 def test_text_head_and_unused_tensors_are_kept_on_request(tiny_official: Path, tmp_path: Path) -> None:
@@ -144,10 +145,8 @@ def change_manifest(folder: Path, **changes: object) -> None:
         (lambda f: (f / "manifest.json").write_text("{"), "cannot be read"),
     ],
 )
-def test_damaged_converted_models(tiny_converted: Path, damage: object, message: str) -> None:
-    from indextts2.errors import IndexTTS2Error
-
-    damage(tiny_converted)  # type: ignore[operator]
+def test_damaged_converted_models(tiny_converted: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(tiny_converted)
     with pytest.raises(IndexTTS2Error, match=message):
         load_models(tiny_converted, "cpu")
 

@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     state = Hub()
     for entry in official_files():
         content = f"{entry.repository}/{entry.repository_path} ".encode() * 20
@@ -109,6 +109,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread.start()
     # The client loses up to one chunk of 10 MB when a line is cut; the files here are smaller.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     yield state
     server.shutdown()
     server.server_close()
@@ -228,6 +229,20 @@ def test_a_file_that_was_there_before_is_recorded(hub: Hub, tmp_path: Path) -> N
     assert read_lock(tmp_path)["gpt.pth"].revision is None
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_the_cache_of_the_hub_is_used_and_not_trusted(hub: Hub, tmp_path: Path, good: bool) -> None:
+    content = hub.files[MAIN_REPOSITORY, "gpt.pth"]
+    cached = tmp_path / "hub-cache" / "models--IndexTeam--IndexTTS-2" / "snapshots" / COMMIT / "gpt.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(content if good else bytes(len(content)))
+    if good:
+        assert (fetch(hub, tmp_path / "m") / "gpt.pth").read_bytes() == content
+    else:
+        with pytest.raises(DownloadError, match=r"gpt\.pth.* has SHA-256"):
+            fetch(hub, tmp_path / "m")
+    assert not [path for method, path, _ in hub.requests if method == "GET" and path.endswith("gpt.pth")]
+
+
 def test_missing_file_on_the_server(hub: Hub, tmp_path: Path) -> None:
     del hub.files["amphion/MaskGCT", "semantic_codec/model.safetensors"]
     with pytest.raises(DownloadError, match=r"amphion/MaskGCT/semantic_codec/model\.safetensors"):
@@ -289,8 +304,8 @@ def test_modelscope(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return str(path)
 
     package, api, files = (types.ModuleType(f"modelscope.hub{suffix}") for suffix in ("", ".api", ".file_download"))
-    files.model_file_download = model_file_download  # type: ignore[attr-defined]
-    package.api, package.file_download = api, files  # type: ignore[attr-defined]
+    files.model_file_download = model_file_download
+    package.api, package.file_download = api, files
     for name, module in {"": types.ModuleType("modelscope"), ".hub": package}.items():
         monkeypatch.setitem(sys.modules, f"modelscope{name}", module)
     options: dict[str, Any] = {"target": tmp_path, "accept_license": True, "source": "modelscope", "pins": {}}

@@ -1,6 +1,7 @@
 import os
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_pickles_of_both_formats_are_read(tmp_path: Path, form: str) -> None:
     file = tmp_path / "a.pth"
     torch.save({"a": torch.arange(5.0)}, file, _use_new_zipfile_serialization=form == "zip")
     assert torch.equal(read_pickle(file)["a"], torch.arange(5.0))
+
+
+def test_a_recompressed_archive_is_read_too(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.pth", tmp_path / "b.pth"
+    torch.save({"a": torch.arange(5000.0)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert torch.equal(read_pickle(packed)["a"], torch.arange(5000.0))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 3000, -1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from indextts2.checkpoints.layout import (
 )
 from indextts2.checkpoints.loading import Reader, module_dtype, open_reader, read_constants
 from indextts2.checkpoints.modules import build_empty, complete_config
-from indextts2.checkpoints.pins import PINS, read_lock
+from indextts2.checkpoints.pins import PINS, Pin, read_lock
 from indextts2.config import FilesConfig, ModelConfig
 from indextts2.errors import IndexTTS2Error
 
@@ -33,7 +33,11 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One file. `status`: ok, missing, absent (optional), changed, unchecked (present, no hash known or asked for)."""
+    """One file.
+
+    `status`: ok (hash as recorded), missing, absent (optional), changed (not as recorded), differs (not the published
+    file, perhaps on purpose), unchecked (present, no hash known or asked for).
+    """
 
     path: str
     status: str
@@ -108,7 +112,7 @@ def check(
     Args:
         directory: path or name of a model.
         config_path: a ``config.yaml`` that lies elsewhere.
-        hash_files: also compute the SHA-256 of every file and compare it with the manifest, pin or lock (slow).
+        hash_files: also compute the SHA-256 of every file and compare it with the recorded one (slow).
         device: as for `load_models`.
         dtype: as for `load_models`.
     """
@@ -154,10 +158,19 @@ def _check_files(where: Path, opened: ModelDirectory | None, hash_files: bool) -
             problem = f"{entry.path} is missing" if entry.required else None
             checks.append(FileCheck(entry.path, "missing" if entry.required else "absent", problem=problem))
             continue
-        pin = lock.get(entry.path) or PINS.get((entry.repository, entry.repository_path))
-        expected = pin.sha256 if pin is not None else None
-        checks.append(_check_hash(path, entry.path, expected, hash_files))
+        locked, pin = lock.get(entry.path), PINS.get((entry.repository, entry.repository_path))
+        if locked is not None:
+            checks.append(_check_hash(path, entry.path, locked.sha256, hash_files))
+        else:
+            checks.append(_compare_with_pin(_check_hash(path, entry.path, None, hash_files), pin))
     return tuple(checks)
+
+
+def _compare_with_pin(file: FileCheck, pin: Pin | None) -> FileCheck:
+    """A file that nothing promised may be another model's own: then it differs, which is no problem."""
+    if pin is None or file.sha256 is None:
+        return file
+    return replace(file, status="ok" if file.sha256 == pin.sha256 else "differs")
 
 
 def _check_recorded(where: Path, name: str, record: FileRecord, hash_files: bool) -> FileCheck:

@@ -145,6 +145,7 @@ def write_converted(
         counts = {name: len(shard) for name, shard in _shards(stored)}
         for name, shard in _shards(stored):
             save_file(shard, folder / name, metadata={"format": "pt"})
+            (folder / name).chmod(0o644)  # the library makes it readable for its owner only
         mapping = dump_model_config(config)
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True), "utf-8")
         for name, path in copies.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,7 +25,7 @@ class KeyPlan:
     dropped: tuple[str, ...]
 
 
-def plan_keys(module: nn.Module, shapes: Mapping[str, Shape], file: str, unused: Iterable[str] = ()) -> KeyPlan:
+def plan_keys(module: nn.Module, shapes: Mapping[str, Shape], file: str) -> KeyPlan:
     """Match the keys of one module in a file with the parameters and buffers of `module`; reads no values.
 
     Args:
@@ -33,7 +33,6 @@ def plan_keys(module: nn.Module, shapes: Mapping[str, Shape], file: str, unused:
             weight norm count as `weight`).
         shapes: key -> shape of everything that the file holds for this module, prefixes of the file stripped.
         file: named in errors.
-        unused: further patterns (full match) of keys that are dropped on purpose.
 
     Raises:
         CheckpointError: a key is unknown, a parameter has no key, or a shape differs; all of a kind are named at once.
@@ -41,7 +40,7 @@ def plan_keys(module: nn.Module, shapes: Mapping[str, Shape], file: str, unused:
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items()}
     sources, problems = _match(wanted, shapes, file)
     used = {key for keys in sources.values() for key in keys}
-    patterns = [re.compile(p) for p in (*getattr(module, "UNUSED_KEYS", ()), *unused)]
+    patterns = [re.compile(pattern) for pattern in getattr(module, "UNUSED_KEYS", ())]
     computed = _computed_buffers(module)
     rest = [key for key in shapes if key not in used]
     dropped = [k for k in rest if _is_computed(k, computed) or any(p.fullmatch(plain_name(k)) for p in patterns)]

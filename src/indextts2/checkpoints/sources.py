@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,8 +65,11 @@ class HuggingFace:
     def fetch(
         self, repository: str, file: str, revision: str | None, target: Path, report: Report
     ) -> tuple[Remote, Path]:
-        """See `Source.fetch`. The partial file is named after the content, so that two revisions never mix."""
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        """See `Source.fetch`. A file in the cache of the hub's client is copied.
+
+        The partial file is named after the content, so that two revisions never mix.
+        """
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
 
@@ -81,8 +85,12 @@ class HuggingFace:
             if metadata.size is not None and have > metadata.size:
                 part.unlink()
                 have = 0
-            pinned = hf_hub_url(repository, file, revision=metadata.commit_hash, endpoint=self.endpoint)
+            cached = try_to_load_from_cache(repository, file, revision=metadata.commit_hash)
+            if isinstance(cached, str):
+                shutil.copyfile(cached, part)
+                have = part.stat().st_size
             report(have, metadata.size)
+            pinned = hf_hub_url(repository, file, revision=metadata.commit_hash, endpoint=self.endpoint)
             with _ReportingWriter(part, metadata.size, report) as writer:
                 http_get(pinned, writer, resume_size=have, headers=build_hf_headers(), expected_size=metadata.size)
         etag = metadata.etag if SHA256.fullmatch(metadata.etag) else None

@@ -23,10 +23,17 @@ def read_pickle(path: Path) -> Any:
     """
     _require_file(path)
     try:
-        mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are no zip archives and cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as error:  # a damaged or hostile pickle may raise anything
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}; the file is damaged or unsafe") from error
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether the file is a zip archive without compression; files from before torch 1.6 are no archives."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
