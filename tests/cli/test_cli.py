@@ -119,7 +119,17 @@ def test_convert_keeps_the_speech(infer: list[str], small_checkpoint: Path, tmp_
     outs = [tmp_path / "a.wav", tmp_path / "b.wav"]
     assert main([*infer, "-t", "Hello world.", "-o", str(outs[0])]) == 0
     assert main([*infer, "-t", "Hello world.", "-o", str(outs[1]), "--model", str(converted)]) == 0
-    assert np.array_equal(soundfile.read(outs[0])[0], soundfile.read(outs[1])[0])
+    # The same weights at other addresses: rounding may differ by one step of 16 bits.
+    before, after = (soundfile.read(out, dtype="int16")[0].astype(int) for out in outs)
+    assert np.abs(before - after).max() <= 1
+
+
+def test_an_unknown_device_is_refused(infer: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [a for a in infer if a != "--cpu"]
+    assert main([*command, "-t", "Hi there", "--device", "abacus"]) == 2
+    assert "abacus" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*infer, "-t", "Hi there", "--device", "cpu"])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +143,6 @@ def test_convert_keeps_the_speech(infer: list[str], small_checkpoint: Path, tmp_
         (["-t", "Hi there", "--emotion", "joyful:1"], 2, "joyful"),
         (["-t", "Hi there", "--emotion-vector", "1,2"], 2, "8"),
         (["-t", "Hi there", "--emotion-alpha", "0.5"], 2, "none is given"),
-        (["-t", "Hi there", "--device", "abacus"], 2, "abacus"),
         (["-t", "Hi there", "-o", "-", "--json"], 2, "standard output"),
         (["-t", "Hi there", "-o", "a.mp3", "--stream"], 2, "--stream writes WAV"),
         (["-t", "Hi there", "-o", "speech.exe"], 4, "exe"),

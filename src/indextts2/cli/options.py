@@ -45,8 +45,9 @@ def add_model_location(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 def add_device_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Options that say where and in which precision a model runs."""
-    parser.add_argument("--cpu", action="store_true", help="the same as --device cpu")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, xpu, mps [the best one present]")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--cpu", action="store_true", help="the same as --device cpu")
+    one.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, xpu, mps [the best one present]")
     parser.add_argument(
         "--dtype",
         choices=["float32", "float16", "bfloat16"],
