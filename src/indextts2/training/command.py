@@ -1,0 +1,81 @@
+"""The recipe as a command: prepare the corpus, train a stage and go on with it, package, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from indextts2.errors import UsageError
+
+if TYPE_CHECKING:
+    from indextts2.training.runner import RunConfig
+
+STAGES = ("semantic", "codec", "speaker", "vocoder", "s2mel", "gpt")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add = parser.add_argument
+    add("stage", choices=("prepare", *STAGES, "package"), help="prepare the corpus, train a stage, or write the model")
+    add("--work", type=Path, required=True, metavar="DIR", help="holds data/ and one folder per stage")
+    add("--corpus", type=Path, metavar="DIR", help="prepare: folder with manifest.jsonl and the clips")
+    add("--output", metavar="NAME", help="folder of this run instead of WORK/STAGE; package: model directory")
+    add("--minutes", type=float, help="length of the run; it can be stopped earlier and goes on when called again")
+    add("--steps", type=int, help="length of the run in steps")
+    add("--learning-rate", type=float, help="highest learning rate")
+    add("--threads", type=int, help="threads of torch")
+    add("--seed", type=int, help="seed of the run")
+    add("--precision", choices=("bfloat16", "float32"), help="of the forward and backward pass")
+    add("--device", help="cpu, cuda")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the arguments say; figures of a stage's evaluation go to standard output as JSON.
+
+    Raises:
+        IndexTTS2Error: something is missing or wrong.
+    """
+    logging.getLogger().setLevel(logging.INFO)
+    if options.stage == "prepare":
+        _prepare(options)
+    elif options.stage == "package":
+        _package(options)
+    else:
+        from indextts2.training.runner import run_stage
+
+        module = importlib.import_module(f"indextts2.training.{options.stage}")
+        stage, default = module.make(options.work)
+        figures = run_stage(stage, run_config(default, options))
+        sys.stdout.write(json.dumps(figures) + "\n")
+    return 0
+
+
+def run_config(default: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """The stage's default run with the options that were given."""
+    names = ("output", "minutes", "steps", "learning_rate", "threads", "seed", "precision", "device")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return dataclasses.replace(default, **given)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from indextts2.training.data import prepare_corpus
+
+    if options.corpus is None:
+        raise UsageError("prepare needs --corpus DIR, the folder with manifest.jsonl")
+    prepare_corpus(options.corpus, options.work / "data", tqdm)
+
+
+def _package(options: argparse.Namespace) -> None:
+    from indextts2.training.package import package
+
+    if options.output is None:
+        raise UsageError("package needs --output DIR, the model directory to write")
+    package(options.work, Path(options.output))
