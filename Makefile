@@ -3,7 +3,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: setup lint test test-slow parity-full clean
+.PHONY: say setup lint test test-slow parity-full clean
+
+TEXT ?= Hello, world! This is a voice that was made on a small computer.
+SPEAKER ?=
+OUTPUT ?= hello.wav
+
+say: $(INSTALLED)
+	$(BIN)/indextts2 infer --text "$(TEXT)" $(if $(SPEAKER),--speaker "$(SPEAKER)") --output "$(OUTPUT)"
 
 setup: $(INSTALLED)
 
