@@ -122,6 +122,11 @@ def test_segments_and_the_silence_between_them(tts: IndexTTS2, speaker: Path) ->
     assert len(whole.samples) == len(result.samples) - silence * (len(result.segments) - 1)
 
 
+def test_more_text_tokens_than_the_model_holds_are_refused(tts: IndexTTS2) -> None:
+    with pytest.raises(UsageError, match="599"):
+        tts.text_segments(TEXT, options(max_text_tokens_per_segment=600))
+
+
 def test_quick_streaming_tokens_make_the_first_segment_short(tts: IndexTTS2) -> None:
     text = "This is one sentence. This is another one. And here is a third. And a fourth one too."
     plain = tts.text_segments(text, options())

@@ -85,6 +85,7 @@ def add_emotion_options(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--emotion", metavar="NAME:W,…", help="weights by name, for example happy:0.7,sad:0.2")
     one.add_argument("--emotion-text", metavar="TEXT", help="describe the emotion in words (needs the Qwen model)")
     group.add_argument("--emotion-alpha", type=number, default=1.0, metavar="A", help="strength of it [%(default)s]")
+    group.add_argument("--emotion-random", action="store_true", help="draw the rows of the emotion matrix at random")
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -147,11 +148,11 @@ def emotion(args: argparse.Namespace) -> EmotionInput:
     if args.emotion_audio is not None:
         return EmotionAudio(args.emotion_audio, args.emotion_alpha)
     if args.emotion_vector is not None:
-        return EmotionVector(parse_emotion_vector(args.emotion_vector), args.emotion_alpha)
+        return EmotionVector(parse_emotion_vector(args.emotion_vector), args.emotion_alpha, args.emotion_random)
     if args.emotion is not None:
-        return EmotionVector(parse_emotion_vector(args.emotion), args.emotion_alpha)
+        return EmotionVector(parse_emotion_vector(args.emotion), args.emotion_alpha, args.emotion_random)
     if args.emotion_text is not None:
-        return EmotionWords(args.emotion_text, args.emotion_alpha)
+        return EmotionWords(args.emotion_text, args.emotion_alpha, args.emotion_random)
     if args.emotion_alpha != 1.0:
         raise UsageError(
             "--emotion-alpha scales an emotion, but none is given; add --emotion, --emotion-vector, "

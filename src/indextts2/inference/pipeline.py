@@ -396,8 +396,8 @@ class IndexTTS2:
         Raises:
             TextError: nothing in the text can be spoken.
         """
-        limit = self.config.gpt.max_text_tokens - 1
-        return stages.text_to_segments(self.tokenizer, text, config or InferenceConfig(), limit)
+        most = self.config.gpt.max_text_tokens
+        return stages.text_to_segments(self.tokenizer, text, config or InferenceConfig(), most)
 
     def _target_factor(self, decoded: list[stages.Codes], config: ResolvedConfig) -> float:
         """The duration factor that makes all segments and silences last `target_seconds`."""

@@ -87,7 +87,7 @@ def encode_emotion(models: Models, reference: Waveform) -> torch.Tensor:
 
 
 def text_to_segments(
-    tokenizer: TextTokenizer, text: str, config: InferenceConfig, max_tokens: int
+    tokenizer: TextTokenizer, text: str, config: InferenceConfig, max_text_tokens: int
 ) -> list[TextSegment]:
     """Text -> segments of token ids.
 
@@ -95,9 +95,9 @@ def text_to_segments(
         TextError: nothing in the text can be spoken.
     """
     pieces = tokenizer.tokenize(text)
-    limit = min(config.max_text_tokens_per_segment, max_tokens)
     require_speech(text, pieces, tokenizer)
-    segments = split_segments(pieces, limit, config.quick_streaming_tokens, tokenizer.marks, max_tokens + 1)
+    longest, quick = config.max_text_tokens_per_segment, config.quick_streaming_tokens
+    segments = split_segments(pieces, longest, quick, tokenizer.marks, max_text_tokens)
     return [TextSegment(tuple(s), torch.tensor(tokenizer.to_ids(s), dtype=torch.int64)) for s in segments]
 
 
