@@ -10,6 +10,7 @@ from torch import Tensor
 
 from indextts2.config import ConformerConfig
 from indextts2.errors import ConfigError, UsageError
+from indextts2.models.emotion.matrix import merge_emotion_vectors
 from indextts2.models.gpt.conformer import ConformerEncoder, PositionAttention, sinusoidal_positions
 from indextts2.models.gpt.perceiver import PerceiverResampler
 from indextts2.models.gpt.unified_voice import UnifiedVoice
@@ -46,6 +47,12 @@ def test_emotion_conditioner_matches_golden(voice: UnifiedVoice, features: dict[
     assert golden_error(voice.emo_perceiver_encoder(encoded), golden["emo_perceiver"]) < 1e-5
     assert golden_error(voice.emotion_vector(features["emo"]), golden["emovec_emo"]) < 1e-5
     assert golden_error(voice.emotion_vector(features["spk"]), golden["emovec_spk"]) < 1e-5
+
+
+def test_base_of_the_vector_mode(voice: UnifiedVoice, features: dict[str, Tensor], golden: Golden) -> None:
+    """Without emotion audio, that is the speaker's file read by the emotion path."""
+    speaker, same = voice.emotion_vector(features["spk"]), voice.emotion_vector(features["spk_as_emo"])
+    assert golden_error(merge_emotion_vectors(speaker, same, 1.0), golden["emo_vector_base"]) < 1e-5
 
 
 @pytest.mark.parametrize(("frames", "subsampled"), [(3, 1), (66, 32), (75, 37), (749, 374)])
