@@ -80,3 +80,11 @@ def make_checkpoint(reference: Path, size: str, target: Path) -> Path:
 def small_checkpoint(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model directory in the official layout with the small name-derived weights (250 MB, ten seconds)."""
     return make_checkpoint(reference, "small", tmp_path_factory.mktemp("small") / "checkpoints")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model directory with tiny random weights, for tests in which the sound does not matter (milliseconds)."""
+    from tests.tiny import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,11 @@ from indextts2.errors import CheckpointError, ConfigError, UsageError
 from indextts2.inference import stages
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
+from indextts2.inference.streaming import Mode, stream
 from indextts2.inference.voice import ContentCache, Voice, content_key
 from indextts2.models.emotion.matrix import EmotionMatrix, merge_emotion_vectors
 from indextts2.models.emotion.vector import scale_emotion_vector
-from indextts2.types import Segment, SpeechResult, Waveform
+from indextts2.types import AudioChunk, Segment, SpeechResult, Waveform
 
 if TYPE_CHECKING:
     from indextts2.models.emotion.words import EmotionFromText
@@ -324,6 +325,30 @@ class IndexTTS2:
         """`infer` with the emotion of another recording; `alpha` 0 keeps the speaker's own."""
         return self.infer(text, speaker, EmotionAudio(emotion_audio, alpha), config)
 
+    def stream(
+        self,
+        text: str | Iterable[str],
+        speaker: Speaker,
+        emotion: EmotionInput = None,
+        config: InferenceConfig | None = None,
+        *,
+        mode: Mode = "exact",
+        cancel: CancelCheck | None = None,
+        on_progress: ProgressCallback | None = None,
+    ) -> Iterator[AudioChunk]:
+        """Speak while the text is being worked on; see `indextts2.inference.streaming`.
+
+        Args:
+            text: a whole text, or an iterable of pieces of text that are still arriving.
+            speaker, emotion, config, cancel, on_progress: as in `infer`.
+            mode: "exact": a chunk per segment; the chunks joined are what `infer` gives. "low-latency": chunks of
+                less than a sentence, whose sound is close to that of `infer` but not the same.
+
+        Raises:
+            TextError, AudioError, UsageError, GenerationError, Cancelled: from the iteration.
+        """
+        return stream(self, text, speaker, emotion, config, mode=mode, cancel=cancel, on_progress=on_progress)
+
     @torch.inference_mode()
     def segments(
         self,
@@ -344,6 +369,7 @@ class IndexTTS2:
         with run.stage("text"):
             pieces = self.text_segments(text, options)
         run.segments = len(pieces)
+        run.text_tokens += sum(len(segment.ids) for segment in pieces)
         voice = self.voice(speaker, run=run)
         emotion_vector = self.emotion_vector(voice, emotion, text, run, options.seed)
         generator = torch.Generator().manual_seed(options.seed)

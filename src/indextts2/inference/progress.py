@@ -34,6 +34,8 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     segment: int = 0
     segments: int = 1
+    text_tokens: int = 0
+    codes: int = 0
 
     def check(self) -> None:
         """Raise Cancelled if the caller wants to stop."""
