@@ -38,6 +38,12 @@ def test_infer_writes_a_file_and_prints_one_summary_line(
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_subtype_chooses_the_sample_format(infer: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "speech.wav"
+    assert main([*infer, "-t", "Hello world.", "-o", str(out), "--subtype", "FLOAT"]) == 0
+    assert soundfile.info(out).subtype == "FLOAT"
+
+
 def test_json_is_for_machines(infer: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*infer, "-t", "Hello world.", "-o", str(tmp_path / "a.wav"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)

@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_emotion_options(parser)
     options.add_generation_options(parser)
     group = parser.add_argument_group("output")
+    group.add_argument("--subtype", metavar="NAME", help="sample format, for example FLOAT or PCM_24 in WAV [PCM_16]")
     group.add_argument("--stream", action="store_true", help="write each segment as soon as it is spoken (WAV)")
     group.add_argument("--play", action="store_true", help="play it (with --stream: while it is made)")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw waveform, mel and segments")
@@ -50,11 +51,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--json and --output - both want standard output; give the audio a file name")
     if args.stream and args.output != "-" and Path(args.output).suffix.lower() != ".wav":
         raise UsageError(f"--stream writes WAV; {args.output} asks for another format")
+    from indextts2.audio.formats import output_format
+
+    if args.output != "-":
+        output_format(Path(args.output).suffix, args.subtype)  # a format that cannot be written is refused at once
     emotion = options.emotion(args)
     options.inference_config(args, ModelConfig())  # a wrong value is reported before weights are read
     text = options.read_text(args)
     with options.load_tts(args) as tts:
         config = options.inference_config(args, tts.config)
+        model = str(tts.directory.path) if tts.directory else ""
         speaker = resolve_speaker(args.speaker)
         with ProgressBar() as bar, ExitStack() as stack:
             sinks = _sinks(args, tts, stack)
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
             result = tts.infer(text, speaker, emotion, config, on_progress=bar, on_samples=on_segment)
         if not args.stream:
-            _write(args.output, result)
+            _write(args.output, args.subtype, result)
         if args.play and not args.stream:
             from indextts2.audio.playback import play
             from indextts2.types import Waveform
@@ -75,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         from indextts2.cli.plot import plot_result
 
         plot_result(result, args.plot)
-    summary = summarise(result, args.output)
+    summary = {"model": model, **summarise(result, args.output)}
     say(summary_line(summary))
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -96,12 +102,12 @@ def _sinks(args: argparse.Namespace, tts: IndexTTS2, stack: ExitStack) -> list[A
     return sinks
 
 
-def _write(output: str, result: SpeechResult) -> None:
-    if output != "-":
-        result.save(output)
-        return
+def _write(output: str, subtype: str | None, result: SpeechResult) -> None:
     from indextts2.audio.writer import encode_audio
 
+    if output != "-":
+        result.save(output, subtype)
+        return
     sys.stdout.buffer.write(encode_audio(result.samples, result.sample_rate, "wav", metadata=result.metadata))
     sys.stdout.buffer.flush()
 
@@ -134,5 +140,5 @@ def summary_line(summary: dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in summary["timings"].items())
     return (
         f"{summary['output']}: {summary['seconds']:.2f} s of audio, RTF {summary['rtf']:.2f}, "
-        f"seed {summary['seed']} ({stages})"
+        f"seed {summary['seed']}, model {summary['model']} ({stages})"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from indextts2.cli import options
 from indextts2.cli.console import table
+from indextts2.config import GenerationConfig
 
 if TYPE_CHECKING:
     from indextts2.config import ModelConfig
@@ -64,6 +65,7 @@ def report(path: Path, config: ModelConfig, counts: dict[str, int]) -> str:
 def dimensions(config: ModelConfig) -> list[list[str]]:
     """The sizes a reader wants first."""
     gpt, s2mel, codec = config.gpt, config.s2mel, config.semantic_codec
+    decoding = config.generation or GenerationConfig()
     rows: list[tuple[str, Any]] = [
         ("sample rate (Hz)", s2mel.mel.sample_rate),
         ("mel bands, hop (samples)", f"{s2mel.mel.n_mels}, {s2mel.mel.hop_length}"),
@@ -79,6 +81,8 @@ def dimensions(config: ModelConfig) -> list[list[str]]:
         ("DiT width, depth, heads", f"{s2mel.dit.hidden_dim}, {s2mel.dit.depth}, {s2mel.dit.num_heads}"),
         ("WaveNet width, layers", f"{s2mel.wavenet.hidden_dim}, {s2mel.wavenet.num_layers}"),
         ("flow steps, guidance", f"{s2mel.steps}, {s2mel.cfg_rate}"),
+        ("sampling: temperature, top-k, top-p", f"{decoding.temperature}, {decoding.top_k}, {decoding.top_p}"),
+        ("beams, repetition penalty", f"{decoding.num_beams}, {decoding.repetition_penalty}"),
         ("emotion rows", sum(config.emo_num)),
     ]
     if config.bigvgan is not None:
