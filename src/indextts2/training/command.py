@@ -22,7 +22,11 @@ STAGES = ("semantic", "codec", "speaker", "vocoder", "s2mel", "gpt")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
-    add("stage", choices=("prepare", *STAGES, "package"), help="prepare the corpus, train a stage, or write the model")
+    add(
+        "stage",
+        choices=("prepare", *STAGES, "package", "evaluate"),
+        help="prepare the corpus, train a stage, write the model, or judge it",
+    )
     add("--work", type=Path, required=True, metavar="DIR", help="holds data/ and one folder per stage")
     add("--corpus", type=Path, metavar="DIR", help="prepare: folder with manifest.jsonl and the clips")
     add("--output", metavar="NAME", help="folder of this run instead of WORK/STAGE; package: model directory")
@@ -33,6 +37,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="seed of the run")
     add("--precision", choices=("bfloat16", "float32"), help="of the forward and backward pass")
     add("--device", help="cpu, cuda")
+    judging = parser.add_argument_group("evaluate")
+    add = judging.add_argument
+    add("--model", metavar="DIR", help="model directory or name instead of the embedded voice")
+    add("--sentences", type=Path, metavar="FILE", help="text file with one sentence a line, for the way `speech`")
+    add("--references", metavar="DIR", help="folder with more reference recordings, for the way `speech`")
+    add("--ways", nargs="+", metavar="WAY", help="recording, vocoder, codes, speech (all by default)")
+    add(
+        "--whisper", default="base", metavar="MODEL", help="name or folder; `packaged:DIR` joins the packaged one there"
+    )
+    add("--save-audio", action="store_true", help="keep the audio beside the report")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
         _prepare(options)
     elif options.stage == "package":
         _package(options)
+    elif options.stage == "evaluate":
+        _evaluate(options)
     else:
         from indextts2.training.runner import run_stage
 
@@ -79,3 +95,29 @@ def _package(options: argparse.Namespace) -> None:
     if options.output is None:
         raise UsageError("package needs --output DIR, the model directory to write")
     package(options.work, Path(options.output))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from indextts2.training.evaluate import WAYS, EvaluationConfig, run_evaluation
+    from indextts2.training.judges import packaged_whisper
+
+    prefix = "packaged:"
+    whisper = options.whisper
+    if whisper.startswith(prefix):
+        whisper = str(packaged_whisper(Path(whisper.removeprefix(prefix))))
+    sentences: tuple[str, ...] = ()
+    if options.sentences is not None:
+        sentences = tuple(filter(None, map(str.strip, options.sentences.read_text(encoding="utf-8").splitlines())))
+    config = EvaluationConfig(
+        output=options.output or str(options.work / "evaluation"),
+        model=options.model,
+        data=str(options.work / "data"),
+        references=options.references,
+        sentences=sentences,
+        ways=tuple(options.ways or (way for way in WAYS if way != "speech" or sentences)),
+        whisper=whisper,
+        seed=1 if options.seed is None else options.seed,
+        save_audio=options.save_audio,
+    )
+    for line in run_evaluation(config):
+        sys.stdout.write(json.dumps(line) + "\n")
