@@ -14,7 +14,7 @@ from indextts2.config import ModelConfig
 from indextts2.training.alignment import ctc_path, token_of_frame
 from indextts2.training.codec import CodecStage, CodecStageConfig, write_codes, write_features
 from indextts2.training.data import Corpus
-from indextts2.training.gpt import GPTStage, GPTStageConfig, write_alignment
+from indextts2.training.gpt import GPTStage, GPTStageConfig, write_alignment, write_latents
 from indextts2.training.runner import RunConfig, Stage, load_trained, run_stage
 from indextts2.training.semantic import (
     Recogniser,
@@ -138,3 +138,14 @@ def test_token_of_frame_changes_half_way() -> None:
 ])  # fmt: skip
 def test_edit_distance(first: list[int], second: list[int], distance: int) -> None:
     assert edit_distance(first, second) == distance
+
+
+def test_latents_have_a_row_per_code(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    stage = make_stage("gpt", corpus, tiny_config)
+    assert isinstance(stage, GPTStage)
+    stage.device = torch.device("cpu")
+    write_latents(stage)
+    latents = corpus.get("latents", 4, like="fbank")
+    assert latents.shape == (corpus.clips[4].length("fbank"), tiny_config.gpt.model_dim)
+    assert np.isfinite(latents).all()
+    assert latents.std() > 0.1

@@ -25,7 +25,7 @@ from indextts2.training.alignment import ctc_path, token_of_frame
 from indextts2.training.codec import load_codec, load_recogniser, write_codes
 from indextts2.training.data import Corpus, LengthBatches, pad
 from indextts2.training.embedded import embedded_model_config
-from indextts2.training.runner import RunConfig, Stage
+from indextts2.training.runner import RunConfig, Stage, load_trained
 from indextts2.training.semantic import Recogniser
 
 
@@ -33,7 +33,7 @@ from indextts2.training.semantic import Recogniser
 class GPTStageConfig:
     """Batches, loss weights and augmentation of the GPT stage."""
 
-    rows_per_batch: int = 4000
+    rows_per_batch: int = 2000
     text_weight: float = 0.02
     alignment_weight: float = 0.2
     aligned_layers: tuple[int, ...] = (1, 3)
@@ -218,6 +218,23 @@ def write_alignment(corpus: Corpus, recogniser: Recogniser) -> None:
     np.save(corpus.folder / "alignment.npy", np.concatenate(aligned).astype(np.int16))
 
 
+@torch.no_grad()
+def write_latents(stage: GPTStage) -> None:
+    """``latents.npy``: float16 (frames, D), the state that predicts each code, for tuning s2mel as it will be used.
+
+    Every clip is conditioned on another clip of its speaker, as in training.
+    """
+    corpus, voice = stage.corpus, stage.model.voice.eval()
+    rows = []
+    for number in range(len(corpus)):
+        batch = stage.collate([number], None)
+        features = batch["condition"]
+        conditioning = voice.conditioning(voice.speaker_latents(features), voice.emotion_vector(features))
+        text, codes = (batch["text"], batch["text_lengths"]), (batch["codes"], batch["code_lengths"])
+        rows.append(voice.training_forward(conditioning, *text, *codes)[2][0].float().cpu().numpy())
+    np.save(corpus.folder / "latents.npy", np.concatenate(rows).astype(np.float16))
+
+
 def make(work: Path) -> tuple[Stage, RunConfig]:
     """The stage on the codes of the trained codec; codes and alignment are written first when they are absent."""
     corpus = Corpus(work / "data")
@@ -227,4 +244,14 @@ def make(work: Path) -> tuple[Stage, RunConfig]:
         write_alignment(corpus, load_recogniser(work))
     alignment = np.load(corpus.folder / "alignment.npy")
     stage = GPTStage(corpus, embedded_model_config().gpt, GPTStageConfig(), alignment)
-    return stage, RunConfig(output=str(work / "gpt"), minutes=70, learning_rate=1.5e-3, warmup_steps=150)
+    return stage, RunConfig(output=str(work / "gpt"), minutes=75, learning_rate=1.5e-3, warmup_steps=200)
+
+
+def load_stage(work: Path, device: str) -> GPTStage:
+    """The stage with its trained weights."""
+    stage, _ = make(work)
+    assert isinstance(stage, GPTStage)
+    stage.device = torch.device(device)
+    stage.model.load_state_dict(load_trained(work / "gpt"))
+    stage.model.to(stage.device)
+    return stage
