@@ -78,8 +78,8 @@ class MultiScaleMelLoss(nn.Module):
     def __init__(
         self,
         sample_rate_hz: int,
-        n_ffts: Sequence[int] = (256, 512, 1024, 2048),
-        n_mels: Sequence[int] = (20, 40, 80, 160),
+        n_ffts: Sequence[int] = (512, 1024, 2048),
+        n_mels: Sequence[int] = (40, 80, 160),
     ) -> None:
         super().__init__()
         self.scales = nn.ModuleList(

@@ -84,6 +84,10 @@ class Stage:
         """The parameters that the runner's optimizer updates."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer; `scale` multiplies the learning rate of a group."""
+        return [{"params": self.parameters(), "scale": 1.0}]
+
     def state(self) -> dict[str, Any]:
         """Position in the data and anything else that a resumed run needs."""
         return {}
@@ -146,7 +150,7 @@ class Run:
         stage.device = torch.device(config.device)
         stage.model.to(stage.device)
         self.optimizer = torch.optim.AdamW(
-            stage.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            stage.parameter_groups(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.average = Average(stage.model, config.ema_decay)
         self.rng = np.random.default_rng(config.seed)
@@ -171,7 +175,8 @@ class Run:
         """One batch: losses, gradients, update; returns the logged figures."""
         config, rate = self.config, self.learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            # Checkpoints of earlier runs hold groups without a scale.
+            group["lr"] = rate * group.get("scale", 1.0)
         batch = self.stage.next_batch(self.rng)
         with torch.autocast(self.stage.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             losses = self.stage.losses(batch, self.step)

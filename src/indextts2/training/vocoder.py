@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from indextts2.audio.features import LogMel
 from indextts2.config import BigVGANConfig, MelConfig
@@ -31,6 +31,9 @@ from indextts2.training.losses import (
 )
 from indextts2.training.runner import RunConfig, Stage
 
+# Typical size of the weights whose learning rate is that of the run.
+REFERENCE_WEIGHT = 0.08
+
 
 @dataclass(frozen=True)
 class VocoderStageConfig:
@@ -39,7 +42,7 @@ class VocoderStageConfig:
     crop_frames: int = 32
     batch_size: int = 4
     mel_weight: float = 15.0
-    stft_weight: float = 3.0
+    stft_weight: float = 1.0
     feature_weight: float = 2.0
     # 0: never.
     adversarial_after_steps: int = 0
@@ -110,6 +113,21 @@ class VocoderStage(Stage):
             "features": feature_matching_loss(real_features, features),
         }
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Steps in proportion to the size of the weights.
+
+        The few channels of the last stages have weights ten times those of the first ones; with one rate for all,
+        the first are noisy while the last hardly move.
+        """
+        groups: dict[float, list[nn.Parameter]] = {}
+        for module in self.model.modules():
+            scale = 1.0
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                scale = round(_fan_in(module) ** -0.5 / REFERENCE_WEIGHT, 3)
+            for parameter in module.parameters(recurse=False):
+                groups.setdefault(scale, []).append(parameter)
+        return [{"params": parameters, "scale": scale} for scale, parameters in sorted(groups.items())]
+
     def _to_device(self) -> None:
         for part in (self.mel_loss, self.stft_loss, self.discriminators):
             if part is not None:
@@ -147,14 +165,20 @@ class VocoderStage(Stage):
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
 
 
+def _fan_in(module: nn.Conv1d | nn.ConvTranspose1d) -> int:
+    """Inputs that one output sample is summed from."""
+    if isinstance(module, nn.ConvTranspose1d):
+        return module.in_channels * module.kernel_size[0] // module.stride[0]
+    return module.in_channels * module.kernel_size[0]
+
+
 def _initialise(model: BigVGAN) -> None:
-    """Small normal weights as in HiFi-GAN; PyTorch's defaults start far too loud through many residual blocks."""
+    """Normal weights that keep the variance; residual branches and the output start small."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
-            fan_in = module.weight[0].numel() if isinstance(module, torch.nn.Conv1d) else module.weight.shape[0] * 2
-            torch.nn.init.normal_(module.weight, std=fan_in**-0.5)
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            nn.init.normal_(module.weight, std=_fan_in(module) ** -0.5)
             if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
     with torch.no_grad():
         for block in model.modules():
             if isinstance(block, AMPBlock):
