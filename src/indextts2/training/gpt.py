@@ -2,8 +2,9 @@
 
 What makes a few hours of speech enough: one attention head in two layers is shown the forced alignment of text and
 codes (guided attention in the sense of Tachibana et al. 2018, here with the CTC path of the encoder), positions start
-as sinusoids whose rates match, and a part of the input codes is replaced at random, so that the model reads the text
-instead of trusting its past. Axes: B batch, L text tokens, M codes, T condition frames, D width.
+as sinusoids whose rates match, codes start as the phonemes that they are heard in, and a part of the input codes is
+replaced at random, so that the model reads the text instead of trusting its past.
+Axes: B batch, L text tokens, M codes, T condition frames, D width.
 """
 
 from __future__ import annotations
@@ -35,17 +36,18 @@ class GPTStageConfig:
 
     rows_per_batch: int = 2000
     text_weight: float = 0.02
-    alignment_weight: float = 0.2
+    alignment_weight: float = 0.5
     aligned_layers: tuple[int, ...] = (1, 3)
     # Part of the input codes that is replaced by random ones: drawn per clip between 0 and this.
     corruption: float = 0.3
-    # Part of the batches whose items are two clips of one speaker in a row.
-    joined: float = 0.25
+    # Part of the batches whose items are two clips of one speaker in a row, once short ones have been learnt.
+    joined: float = 0.2
+    joined_from_epoch: int = 3
     # The conditioners are dear: most batches see short pieces of the other clip, some see (almost) all of it.
     short_condition_frames: int = 80
     max_condition_frames: int = 400
     long_conditions: float = 0.2
-    codes_per_token: float = 3.4
+    codes_per_token: float = 3.25
 
 
 class GPTTrainer(nn.Module):
@@ -96,6 +98,21 @@ def initialise_positions(embedding: PositionEmbedding, rate: float) -> None:
     table.copy_(torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1) * 0.03)
 
 
+@torch.no_grad()
+def initialise_codes(voice: UnifiedVoice, codes: np.ndarray, phonemes: np.ndarray) -> None:
+    """Let each code start as the mean of the phonemes that it was heard in, so that code and text find each other.
+
+    Args:
+        codes, phonemes: (N,) the code and the text id of every frame of the training clips.
+    """
+    shape = (voice.mel_embedding.num_embeddings, voice.text_embedding.num_embeddings)
+    counts = torch.from_numpy(np.bincount(codes * shape[1] + phonemes, minlength=shape[0] * shape[1]).reshape(shape))
+    heard = counts.sum(dim=1) > 0
+    text = voice.text_embedding.weight
+    mean = F.normalize(counts[heard].to(text) @ text, dim=-1)
+    voice.mel_embedding.weight[heard] = mean * text.norm(dim=-1).mean()
+
+
 class GPTStage(Stage):
     """Teacher-forced training of `GPTTrainer` on the codes in ``data/codes.npy``."""
 
@@ -106,6 +123,9 @@ class GPTStage(Stage):
         self.alignment = alignment
         self.model: GPTTrainer = GPTTrainer(gpt, config)
         self.text = [np.asarray(corpus.text_ids(number)) for number in range(len(corpus))]
+        clips = [self._clip(number) for number in corpus.train]
+        heard = np.concatenate([text[aligned] for text, _, aligned in clips])
+        initialise_codes(self.model.voice, np.concatenate([codes for _, codes, _ in clips]), heard)
         lengths = {n: len(self.text[n]) + corpus.clips[n].length("fbank") for n in corpus.train}
         self.batches = LengthBatches(lengths, config.rows_per_batch, seed=1)
 
@@ -134,7 +154,8 @@ class GPTStage(Stage):
         return features[start : start + frames].astype(np.float32)
 
     def collate(self, numbers: list[int], rng: np.random.Generator | None) -> dict[str, Tensor]:
-        if rng is not None and rng.random() < self.config.joined:
+        may_join = rng is not None and self.batches.epoch >= self.config.joined_from_epoch
+        if rng is not None and may_join and rng.random() < self.config.joined:
             numbers = numbers[::2]
             items = [self._joined(number, rng) for number in numbers]
         else:
