@@ -18,9 +18,12 @@ from indextts2.config import (
     S2MelConfig,
     WaveNetConfig,
 )
+from indextts2.errors import ConfigError, UsageError
 from indextts2.models.semantic.codec import SemanticCodec
 from indextts2.models.speaker.campplus import CampPlus
+from indextts2.models.vocoder.bigvgan import BigVGAN
 from indextts2.training.augment import add_noise, change_colour, change_level, shift_speaker
+from indextts2.training.command import stage_changes
 from indextts2.training.data import Corpus
 from indextts2.training.losses import MultiResolutionSTFTLoss, MultiScaleMelLoss
 from indextts2.training.runner import Stage, load_trained, run_stage
@@ -32,6 +35,7 @@ from indextts2.training.speaker import (
     equal_error_rate,
 )
 from indextts2.training.vocoder import VocoderStage, VocoderStageConfig
+from indextts2.training.vocoder import make as make_vocoder
 from tests.training.test_stages import logged, run_config, stop_after
 
 VOCODER = BigVGANConfig(
@@ -200,3 +204,23 @@ def test_noise_has_the_ratio_that_was_asked_for() -> None:
     for changed in (change_level(samples, rng), change_colour(samples, rng)):
         assert changed.shape == samples.shape
         assert changed.dtype == np.float32
+
+
+def test_fields_of_a_stage_are_set_by_name(work: Path) -> None:
+    assert stage_changes(["batch_size=3", "mel_kind=other"]) == {"batch_size": 3, "mel_kind": "other"}
+    stage, _ = make_vocoder(work, {"batch_size": 3, "crop_frames": 8})
+    assert stage.next_batch(np.random.default_rng(0))[0].shape == (3, 80, 8)
+    with pytest.raises(ConfigError, match=r"unknown key stage\.batches"):
+        make_vocoder(work, {"batches": 3})
+    with pytest.raises(UsageError, match="NAME=VALUE"):
+        stage_changes(["batch_size"])
+
+
+def test_steps_of_the_vocoder_grow_with_its_weights(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    stage = make_stage("vocoder", corpus, tiny_config)
+    groups = stage.parameter_groups()
+    assert sum(len(group["params"]) for group in groups) == len(list(stage.model.parameters()))
+    scale_of = {id(p): group["scale"] for group in groups for p in group["params"]}
+    model = stage.model
+    assert isinstance(model, BigVGAN)
+    assert scale_of[id(model.conv_post.weight)] > 2 * scale_of[id(model.conv_pre.weight)]

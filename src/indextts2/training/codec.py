@@ -9,6 +9,7 @@ latents. Axes: B batch, T frames (50 Hz), C channels, V labels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indextts2.config import SemanticCodecConfig
+from indextts2.config import SemanticCodecConfig, build
 from indextts2.models.semantic.codec import SemanticCodec, SemanticCodecDecoder
 from indextts2.text.phonemes import VOCABULARY_SIZE
 from indextts2.training.data import Corpus, LengthBatches, pad
@@ -211,12 +212,12 @@ def write_codes(corpus: Corpus, codec: SemanticCodec) -> None:
     np.save(corpus.folder / "codes.npy", torch.cat(codes).numpy().astype(np.int16))
 
 
-def make(work: Path) -> tuple[Stage, RunConfig]:
+def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, RunConfig]:
     """The stage on the features of the trained encoder, which are written first when they are absent."""
     corpus = Corpus(work / "data")
     if not (corpus.folder / "features.npy").exists():
         write_features(corpus, load_recogniser(work))
-    stage = CodecStage(corpus, embedded_model_config().semantic_codec, CodecStageConfig())
+    stage = CodecStage(corpus, embedded_model_config().semantic_codec, build(CodecStageConfig, changes or {}, "stage"))
     statistics = np.load(corpus.folder / "statistics.npz")
     mean, var = torch.from_numpy(statistics["mean"]), torch.from_numpy(statistics["var"])
     stage.model.set_phoneme_head(load_recogniser(work).middle_head, mean, var)

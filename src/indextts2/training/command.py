@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from indextts2.errors import UsageError
 
@@ -30,6 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--work", type=Path, required=True, metavar="DIR", help="holds data/ and one folder per stage")
     add("--corpus", type=Path, metavar="DIR", help="prepare: folder with manifest.jsonl and the clips")
     add("--output", metavar="NAME", help="folder of this run instead of WORK/STAGE; package: model directory")
+    add("--model", metavar="DIR|NAME", help="finetune: the model to adapt; evaluate: instead of the embedded voice")
+    add("--manifest", type=Path, metavar="FILE", help="finetune: JSON Lines with path, text and speaker")
+    add("--rank", type=int, default=8, help="finetune: rank of the adapters [%(default)s]")
     add("--minutes", type=float, help="length of the run; it can be stopped earlier and goes on when called again")
     add("--steps", type=int, help="length of the run in steps")
     add("--learning-rate", type=float, help="highest learning rate")
@@ -37,9 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="seed of the run")
     add("--precision", choices=("bfloat16", "float32"), help="of the forward and backward pass")
     add("--device", help="cpu, cuda")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the stage, such as batch_size=64")
     judging = parser.add_argument_group("evaluate")
     add = judging.add_argument
-    add("--model", metavar="DIR", help="model directory or name instead of the embedded voice")
     add("--sentences", type=Path, metavar="FILE", help="text file with one sentence a line, for the way `speech`")
     add("--references", metavar="DIR", help="folder with more reference recordings, for the way `speech`")
     add("--ways", nargs="+", metavar="WAY", help="recording, vocoder, codes, speech (all by default)")
@@ -62,14 +65,33 @@ def run(options: argparse.Namespace) -> int:
         _package(options)
     elif options.stage == "evaluate":
         _evaluate(options)
+    elif options.stage == "finetune":
+        _finetune(options)
     else:
         from indextts2.training.runner import run_stage
 
         module = importlib.import_module(f"indextts2.training.{options.stage}")
-        stage, default = module.make(options.work)
+        stage, default = module.make(options.work, stage_changes(options.set))
         figures = run_stage(stage, run_config(default, options))
         sys.stdout.write(json.dumps(figures) + "\n")
     return 0
+
+
+def stage_changes(pairs: list[str]) -> dict[str, Any]:
+    """Fields of a stage's configuration from ``name=value``; the value is read as YAML.
+
+    Raises:
+        UsageError: a pair has no ``=``.
+    """
+    import yaml
+
+    changes = {}
+    for pair in pairs:
+        name, mark, value = pair.partition("=")
+        if not mark:
+            raise UsageError(f"--set wants NAME=VALUE, not {pair!r}")
+        changes[name] = yaml.safe_load(value)
+    return changes
 
 
 def run_config(default: RunConfig, options: argparse.Namespace) -> RunConfig:
@@ -121,3 +143,22 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     for line in run_evaluation(config):
         sys.stdout.write(json.dumps(line) + "\n")
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from indextts2.inference.pipeline import IndexTTS2
+    from indextts2.training import finetune
+    from indextts2.training.runner import load_trained, run_stage
+
+    if options.model is None or options.manifest is None:
+        raise UsageError("finetune needs --model DIR and --manifest FILE")
+    run = run_config(finetune.default_run(options.work), options)
+    tts = IndexTTS2.from_pretrained(options.model, device=run.device)
+    examples = finetune.encode(tts, options.manifest, tqdm)
+    stage = finetune.FinetuneStage(tts, examples, finetune.FinetuneConfig(rank=options.rank))
+    figures = run_stage(stage, run)
+    stage.model.load_state_dict(load_trained(run.output))
+    path = stage.adapter().save(Path(run.output) / finetune.ADAPTER_FILE)
+    sys.stdout.write(json.dumps({**figures, "adapter": str(path)}) + "\n")

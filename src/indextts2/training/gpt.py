@@ -10,6 +10,7 @@ Axes: B batch, L text tokens, M codes, T condition frames, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indextts2.config import GPTConfig
+from indextts2.config import GPTConfig, build
 from indextts2.models.gpt.unified_voice import IGNORED_TARGET, PositionEmbedding, UnifiedVoice, training_targets
 from indextts2.text.phonemes import SPACE_ID
 from indextts2.training.alignment import ctc_path, token_of_frame
@@ -256,7 +257,7 @@ def write_latents(stage: GPTStage) -> None:
     np.save(corpus.folder / "latents.npy", np.concatenate(rows).astype(np.float16))
 
 
-def make(work: Path) -> tuple[Stage, RunConfig]:
+def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, RunConfig]:
     """The stage on the codes of the trained codec; codes and alignment are written first when they are absent."""
     corpus = Corpus(work / "data")
     if not (corpus.folder / "codes.npy").exists():
@@ -264,7 +265,7 @@ def make(work: Path) -> tuple[Stage, RunConfig]:
     if not (corpus.folder / "alignment.npy").exists():
         write_alignment(corpus, load_recogniser(work))
     alignment = np.load(corpus.folder / "alignment.npy")
-    stage = GPTStage(corpus, embedded_model_config().gpt, GPTStageConfig(), alignment)
+    stage = GPTStage(corpus, embedded_model_config().gpt, build(GPTStageConfig, changes or {}, "stage"), alignment)
     return stage, RunConfig(output=str(work / "gpt"), minutes=75, learning_rate=1.5e-3, warmup_steps=200)
 
 

@@ -7,6 +7,7 @@ B batch, K codes, P prompt frames, N target frames, T = P + N, M mel bands, C co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indextts2.audio.features import fbank_mean_normalised
-from indextts2.config import ModelConfig
+from indextts2.config import ModelConfig, build
 from indextts2.models.s2mel.dit import DiT
 from indextts2.models.s2mel.flow_matching import flow_matching_loss, integrate
 from indextts2.models.s2mel.latent_projection import LatentProjection
@@ -246,10 +247,12 @@ def write_styles(corpus: Corpus, encoder: CampPlus) -> None:
     np.save(corpus.folder / "styles.npy", np.stack(rows))
 
 
-def make(work: Path) -> tuple[Stage, RunConfig]:
+def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, RunConfig]:
     """The stage on codes (stage `codec`) and styles (stage `speaker`); styles are written first when absent."""
     corpus = Corpus(work / "data")
     if not (corpus.folder / "styles.npy").exists():
         write_styles(corpus, load_speaker_encoder(work))
-    stage = S2MelStage(corpus, embedded_model_config(), load_codec(work), S2MelStageConfig())
+    stage = S2MelStage(
+        corpus, embedded_model_config(), load_codec(work), build(S2MelStageConfig, changes or {}, "stage")
+    )
     return stage, RunConfig(output=str(work / "s2mel"), minutes=50, learning_rate=1e-3, final_learning_rate=5e-5)

@@ -6,6 +6,7 @@ Watanabe 2021). The last layer and both heads are not shipped. Axes: B batch, T 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indextts2.config import ModelConfig
+from indextts2.config import ModelConfig, build
 from indextts2.models.semantic.w2v_bert import W2VBert
 from indextts2.text.phonemes import SPACE_ID, VOCABULARY_SIZE
 from indextts2.training.data import Corpus, LengthBatches, pad
@@ -179,7 +180,9 @@ def edit_distance(first: list[int], second: list[int]) -> int:
     return int(row[-1])
 
 
-def make(work: Path) -> tuple[Stage, RunConfig]:
+def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, RunConfig]:
     """The stage on the prepared corpus in ``work/data`` with its default run."""
-    stage = SemanticStage(Corpus(work / "data"), embedded_model_config(), SemanticStageConfig())
+    stage = SemanticStage(
+        Corpus(work / "data"), embedded_model_config(), build(SemanticStageConfig, changes or {}, "stage")
+    )
     return stage, RunConfig(output=str(work / "semantic"), minutes=25, learning_rate=2e-3, warmup_steps=300)

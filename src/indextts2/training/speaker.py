@@ -9,8 +9,10 @@ Sources: Wang et al. 2023 (CAM++), Chung et al. 2020 (angular prototypical loss)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indextts2.audio.features import fbank_mean_normalised
-from indextts2.config import CampPlusConfig
+from indextts2.config import CampPlusConfig, build
 from indextts2.models.speaker.campplus import CampPlus
 from indextts2.training.augment import add_noise, change_colour, change_level, shift_speaker
 from indextts2.training.data import ENCODER_RATE_HZ, Corpus
@@ -136,8 +138,10 @@ class SpeakerStage(Stage):
         }  # fmt: skip
 
 
-def make(work: Path) -> tuple[Stage, RunConfig]:
+def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, RunConfig]:
     """The stage on the prepared corpus in ``work/data`` with its default run."""
-    stage = SpeakerStage(Corpus(work / "data"), embedded_model_config().campplus, SpeakerStageConfig())
+    stage = SpeakerStage(
+        Corpus(work / "data"), embedded_model_config().campplus, build(SpeakerStageConfig, changes or {}, "stage")
+    )
     run = RunConfig(output=str(work / "speaker"), minutes=10, learning_rate=2e-3, log_every=10)
     return stage, run

@@ -7,6 +7,7 @@ B batch, M mel bands, F frames, N samples.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from indextts2.audio.features import LogMel
-from indextts2.config import BigVGANConfig, MelConfig
+from indextts2.config import BigVGANConfig, MelConfig, build
 from indextts2.errors import ConfigError
 from indextts2.models.vocoder.bigvgan import AMPBlock, BigVGAN
 from indextts2.training.data import Corpus
@@ -187,12 +188,12 @@ def _initialise(model: BigVGAN) -> None:
         model.conv_post.weight.mul_(0.3)
 
 
-def make(work: Path) -> tuple[Stage, RunConfig]:
+def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, RunConfig]:
     """The stage on the prepared corpus in ``work/data`` with its default run."""
     network = embedded_model_config().bigvgan
     if network is None:
         raise ConfigError("the configuration of the embedded voice has no section bigvgan")
-    stage = VocoderStage(Corpus(work / "data"), network, VocoderStageConfig())
+    stage = VocoderStage(Corpus(work / "data"), network, build(VocoderStageConfig, changes or {}, "stage"))
     # Convolutions of few channels are no faster in bfloat16 on CPUs, and phases need the precision.
     run = RunConfig(
         output=str(work / "vocoder"), minutes=110, learning_rate=4e-4, final_learning_rate=5e-5, precision="float32",
