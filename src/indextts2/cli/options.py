@@ -58,7 +58,9 @@ def add_device_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options that say which model is loaded, where and how."""
-    add_device_options(add_model_location(parser))
+    group = add_model_location(parser)
+    group.add_argument("--lora", type=Path, metavar="FILE", help="a fine-tuned adapter for the GPT of this model")
+    add_device_options(group)
 
 
 def device(args: argparse.Namespace) -> str | None:
@@ -200,4 +202,5 @@ def load_tts(args: argparse.Namespace) -> IndexTTS2:
     from indextts2.inference.pipeline import IndexTTS2
 
     model, config = model_location(args)
-    return IndexTTS2.from_pretrained(model, config=config, device=device(args), dtype=args.dtype)
+    tts = IndexTTS2.from_pretrained(model, config=config, device=device(args), dtype=args.dtype)
+    return tts if args.lora is None else tts.load_adapter(args.lora)

@@ -4,8 +4,8 @@
     reference audio ─► Voice ─┼─► codes, latents ─► condition ─► mel ─► waveform      (once per segment)
     emotion ─► vector ────────┘
 
-`stream` is the one generator of speech; `infer` collects it. The networks are never changed after loading and every
-request has its own random generator and clock, so threads may share one IndexTTS2.
+`speaking.speak` is the one generator of speech; `infer` collects it and `stream` hands it on. The networks are never
+changed after loading and every request has its own random generator and clock, so threads may share one IndexTTS2.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from indextts2.audio.loader import load_reference
+from indextts2.checkpoints.adapters import Adapter
 from indextts2.checkpoints.layout import DEFAULT_MODEL, ModelDirectory, resolve_model
 from indextts2.checkpoints.loading import Models, load_models
 from indextts2.config import InferenceConfig, ModelConfig, ResolvedConfig, load_yaml, parse_model_config
@@ -29,13 +30,16 @@ from indextts2.errors import CheckpointError, ConfigError, UsageError
 from indextts2.inference import stages
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
-from indextts2.inference.streaming import Mode, stream
+from indextts2.inference.speaking import SegmentSpeech, speak, speak_alone
+from indextts2.inference.streaming import Mode, SpeechStream
 from indextts2.inference.voice import ContentCache, Voice, content_key
 from indextts2.models.emotion.matrix import EmotionMatrix, merge_emotion_vectors
 from indextts2.models.emotion.vector import scale_emotion_vector
-from indextts2.types import AudioChunk, Segment, SpeechResult, Waveform
+from indextts2.models.gpt.lora import merge_adapters
+from indextts2.types import Segment, SpeechResult, Waveform
 
 if TYPE_CHECKING:
+    from indextts2.inference.low_latency import ChunkPlan
     from indextts2.models.emotion.words import EmotionFromText
     from indextts2.text.tokenizer import TextTokenizer
 
@@ -55,19 +59,6 @@ class _Loaded:
     tokenizer: TextTokenizer
     emotion_matrix: EmotionMatrix
     emotion_from_text: EmotionFromText | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmentSpeech:
-    """One finished segment: its samples (without the silence that follows), mel (n_mels, N) and codes (M,)."""
-
-    index: int
-    count: int
-    samples: np.ndarray
-    mel: np.ndarray
-    codes: np.ndarray
-    pieces: tuple[str, ...]
-    hit_limit: bool
 
 
 class IndexTTS2:
@@ -136,6 +127,17 @@ class IndexTTS2:
         self._loaded = _Loaded(models, _make_tokenizer(directory), emotion_matrix)
         self.clear_caches()
         self.directory, self.config = directory, models.config
+        return self
+
+    def load_adapter(self, path: str | Path) -> IndexTTS2:
+        """Merge a fine-tuned adapter (`indextts2 train finetune`) into the GPT. Voices stay valid.
+
+        Raises:
+            CheckpointError: the file is no adapter, or was trained for another model.
+        """
+        adapter = Adapter.load(path)
+        adapter.check_model(self.models.fingerprint)
+        merge_adapters(self.models.gpt.gpt, adapter.tensors, adapter.scale)
         return self
 
     def close(self) -> None:
@@ -333,23 +335,28 @@ class IndexTTS2:
         config: InferenceConfig | None = None,
         *,
         mode: Mode = "exact",
+        plan: ChunkPlan | None = None,
         cancel: CancelCheck | None = None,
         on_progress: ProgressCallback | None = None,
-    ) -> Iterator[AudioChunk]:
-        """Speak while the text is being worked on; see `indextts2.inference.streaming`.
+    ) -> SpeechStream:
+        """Speak while the text is worked on: an iterator of AudioChunk, each computed when it is asked for.
 
         Args:
-            text: a whole text, or an iterable of pieces of text that are still arriving.
+            text: a whole text, or an iterable of pieces of a text that is still arriving; such a text is spoken
+                sentence by sentence.
             speaker, emotion, config, cancel, on_progress: as in `infer`.
             mode: "exact": a chunk per segment; the chunks joined are what `infer` gives. "low-latency": chunks of
                 less than a sentence, whose sound is close to that of `infer` but not the same.
+            plan: sizes of the chunks of the low-latency mode.
 
         Raises:
-            TextError, AudioError, UsageError, GenerationError, Cancelled: from the iteration.
+            UsageError: an unknown mode, or options that do not go with it.
+            TextError, AudioError, GenerationError, CheckpointError, Cancelled: from the iteration.
         """
-        return stream(self, text, speaker, emotion, config, mode=mode, cancel=cancel, on_progress=on_progress)
+        return SpeechStream(
+            self, text, speaker, emotion, config, mode=mode, plan=plan, cancel=cancel, on_progress=on_progress
+        )
 
-    @torch.inference_mode()
     def segments(
         self,
         text: str,
@@ -358,63 +365,13 @@ class IndexTTS2:
         config: InferenceConfig | None = None,
         run: Run | None = None,
     ) -> Iterator[SegmentSpeech]:
-        """Speak segment by segment: the one generator of speech.
+        """Speak segment by segment.
 
         With `target_seconds` all segments are decoded before the first one is heard, since the length of each
         depends on the length of all.
         """
         options = (config or InferenceConfig()).resolved(self.config)
-        run = run or Run()
-        models = self.models
-        with run.stage("text"):
-            pieces = self.text_segments(text, options)
-        run.segments = len(pieces)
-        run.text_tokens += sum(len(segment.ids) for segment in pieces)
-        voice = self.voice(speaker, run=run)
-        emotion_vector = self.emotion_vector(voice, emotion, text, run, options.seed)
-        generator = torch.Generator().manual_seed(options.seed)
-
-        def decode(index: int) -> stages.Codes:
-            run.segment = index
-            return stages.segment_to_codes(
-                models, voice.speaker_latents, emotion_vector, pieces[index], options, generator, run
-            )
-
-        decoded: list[stages.Codes] = []
-        factor = options.duration_factor
-        if options.target_seconds is not None:
-            decoded = [decode(index) for index in range(len(pieces))]
-            factor = self._target_factor(decoded, options)
-        for index, segment in enumerate(pieces):
-            codes = decoded[index] if decoded else decode(index)
-            run.segment = index
-            if codes.hit_limit:
-                log.warning(
-                    "segment %d reached the limit of %d codes before its end; raise max_mel_tokens or lower "
-                    "max_text_tokens_per_segment",
-                    index + 1,
-                    options.generation.max_mel_tokens,
-                )
-            with run.stage("flow"):
-                frames = stages.target_frames(models, codes.codes.shape[1], factor)
-                condition = stages.codes_to_condition(models, codes, frames)
-                noise = stages.draw_noise(models, voice.prompt_mel.shape[-1] + frames, options, generator)
-                mel = stages.condition_to_mel(
-                    models, voice.prompt_condition, voice.prompt_mel, voice.style, condition, noise, options, run
-                )
-            with run.stage("vocoder"):
-                run.report("vocoder", 0, 1)
-                samples = stages.mel_to_waveform(models, mel)
-                run.report("vocoder", 1, 1)
-            yield SegmentSpeech(
-                index,
-                len(pieces),
-                samples,
-                mel[0].cpu().numpy(),
-                codes.codes[0].cpu().numpy(),
-                segment.pieces,
-                codes.hit_limit,
-            )
+        return speak_alone(self, speak(self, text, speaker, emotion, options, run or Run()))
 
     def text_segments(self, text: str, config: InferenceConfig | None = None) -> list[stages.TextSegment]:
         """The segments that `text` is spoken in.
@@ -425,7 +382,7 @@ class IndexTTS2:
         most = self.config.gpt.max_text_tokens
         return stages.text_to_segments(self.tokenizer, text, config or InferenceConfig(), most)
 
-    def _target_factor(self, decoded: list[stages.Codes], config: ResolvedConfig) -> float:
+    def target_factor(self, decoded: list[stages.Codes], config: ResolvedConfig) -> float:
         """The duration factor that makes all segments and silences last `target_seconds`."""
         mel = self.config.s2mel.mel
         assert config.target_seconds is not None

@@ -24,8 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "stage",
-        choices=("prepare", *STAGES, "package", "evaluate"),
-        help="prepare the corpus, train a stage, write the model, or judge it",
+        choices=("prepare", *STAGES, "package", "evaluate", "finetune"),
+        help="prepare the corpus, train a stage, write the model, judge it, or fine-tune the GPT of a model",
     )
     add("--work", type=Path, required=True, metavar="DIR", help="holds data/ and one folder per stage")
     add("--corpus", type=Path, metavar="DIR", help="prepare: folder with manifest.jsonl and the clips")
@@ -152,8 +152,8 @@ def _finetune(options: argparse.Namespace) -> None:
     from indextts2.training import finetune
     from indextts2.training.runner import load_trained, run_stage
 
-    if options.model is None or options.manifest is None:
-        raise UsageError("finetune needs --model DIR and --manifest FILE")
+    if options.manifest is None:
+        raise UsageError("finetune needs --manifest FILE")
     run = run_config(finetune.default_run(options.work), options)
     tts = IndexTTS2.from_pretrained(options.model, device=run.device)
     examples = finetune.encode(tts, options.manifest, tqdm)
