@@ -114,7 +114,8 @@ class FinetuneStage(Stage):
     def __init__(self, tts: IndexTTS2, examples: list[Example], config: FinetuneConfig) -> None:
         self.tts, self.examples, self.config = tts, examples, config
         self.voice = tts.models.gpt
-        self.model = add_adapters(self.voice.gpt, config.rank, config.scale)
+        self.adapters = add_adapters(self.voice.gpt, config.rank, config.scale)
+        self.model = self.adapters
         everyone = range(len(examples))
         self.held_out = [n for n in everyone if n % HELD_OUT_EVERY == 0] if len(examples) >= 2 * HELD_OUT_EVERY else []
         self.train = [n for n in everyone if n not in self.held_out]
@@ -167,7 +168,7 @@ class FinetuneStage(Stage):
         """The adapters as they stand, to be saved."""
         tensors = {
             f"{name.replace('/', '.')}.{part}": getattr(module, part).detach().clone()
-            for name, module in self.model.items()
+            for name, module in self.adapters.items()
             for part in ("a", "b")
         }
         return Adapter(tensors, self.config.scale, self.tts.models.fingerprint)
