@@ -1,0 +1,139 @@
+"""What every request passes before it reaches a route: keys, origins, and limits on what is read."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from time import monotonic
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from indextts2.server.errors import ApiError, error_response
+from indextts2.server.settings import ServerSettings, is_loopback
+
+API_PREFIX = "/v1"
+UPLOAD_PATH = "/v1/audio/voices"
+# What a form needs beside its file.
+FORM_BYTES = 65_536
+CHECKED_METHODS = {"POST", "PUT", "PATCH", "DELETE"}
+POLICY_VIOLATION = 1008
+
+
+class Guard:
+    """Refuses requests that have no key, come from foreign pages, or are too large. Websockets likewise."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self._digests = [_digest(key) for key in settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check(scope, Headers(scope=scope))
+        except ApiError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        if scope["type"] == "http":
+            receive = self._limited(scope, receive)
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if self.settings.checks_host and not self._known_host(host):
+            raise ApiError(403, "this server is open on this machine only; for another name see --allowed-host",
+                           code="unknown_host")  # fmt: skip
+        if not scope["path"].startswith(API_PREFIX):
+            return
+        self._check_origin(scope, headers.get("origin"), host)
+        if self._digests:
+            self._check_key(headers.get("authorization", ""))
+        if scope["type"] == "http":
+            self._check_body(scope, headers)
+
+    def _known_host(self, host: str) -> bool:
+        name = (urlsplit(f"//{host}").hostname or "") if host.isprintable() and "[" not in host[1:] else ""
+        return is_loopback(name) or name in self.settings.allowed_hosts
+
+    def _check_origin(self, scope: Scope, origin: str | None, host: str) -> None:
+        """A page may call the server that it came from; others only if they are allowed to.
+
+        Browsers send some requests of foreign pages without asking, and websockets always.
+        """
+        if origin is None or origin in self.settings.allowed_origins:
+            return
+        if scope["type"] == "http" and scope["method"] not in CHECKED_METHODS:
+            return
+        if origin.partition("://")[2] != host:
+            raise ApiError(403, "pages of other origins may not call this server; see --allowed-origin",
+                           code="foreign_origin")  # fmt: skip
+
+    def _check_key(self, authorization: str) -> None:
+        """Compare with every key, in a time that says nothing of how much of it was right."""
+        scheme, _, key = authorization.partition(" ")
+        given = _digest(key.strip())
+        good = [hmac.compare_digest(given, digest) for digest in self._digests]
+        if scheme.lower() != "bearer" or not any(good):
+            seen = "a wrong API key" if key else "no API key"
+            raise ApiError(401, f"{seen} came with the request; send Authorization: Bearer KEY",
+                           code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+
+    def _check_body(self, scope: Scope, headers: Headers) -> None:
+        encoding = headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            raise ApiError(415, "compressed bodies are not read; send it as it is", code="unsupported_encoding",
+                           headers={"Accept-Encoding": "identity"})  # fmt: skip
+        length = headers.get("content-length", "")
+        if length.isdecimal() and len(length) < 20 and int(length) > self._max_bytes(scope):
+            raise _too_large(self._max_bytes(scope))
+
+    def _max_bytes(self, scope: Scope) -> int:
+        if scope["path"].rstrip("/") == UPLOAD_PATH:
+            return self.settings.max_upload_bytes + FORM_BYTES
+        return self.settings.max_json_bytes
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive` that counts the bytes and the seconds until the body is complete."""
+        limit, deadline = self._max_bytes(scope), monotonic() + self.settings.body_seconds
+        seen, complete = 0, False
+
+        async def limited() -> Message:
+            nonlocal seen, complete
+            if complete:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline - monotonic()))
+            except TimeoutError:
+                raise ApiError(408, f"the body did not arrive within {self.settings.body_seconds:g} s",
+                               code="body_timeout") from None  # fmt: skip
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise _too_large(limit)
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        return limited
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body has more than {limit} bytes, which is the limit", code="body_too_large")
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await error_response(error)(scope, receive, send)
+        return
+    extensions = scope.get("extensions") or {}
+    if "websocket.http.response" in extensions:
+        await error_response(error)(scope, receive, send)
+    else:
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": str(error.detail)[:100]})
