@@ -39,6 +39,8 @@ class GPTStageConfig:
     text_weight: float = 0.02
     alignment_weight: float = 0.5
     aligned_layers: tuple[int, ...] = (1, 3)
+    # Of two probes of the first block: the phoneme and its predecessor at each code, the predecessor at each token.
+    probe_weight: float = 0.2
     # Part of the input codes that is replaced by random ones: drawn per clip between 0 and this.
     corruption: float = 0.3
     # Part of the batches whose items are two clips of one speaker in a row, once short ones have been learnt.
@@ -52,24 +54,30 @@ class GPTStageConfig:
 
 
 class GPTTrainer(nn.Module):
-    """UnifiedVoice, and the attention of one head per guided layer as a loss."""
+    """UnifiedVoice, the attention of one head per guided layer as a loss, and probes of the first block.
+
+    The probes make the first block tell what is being said and what came before, on both sides: by these text and
+    codes can be matched in the next block.
+    """
 
     def __init__(self, config: GPTConfig, stage: GPTStageConfig) -> None:
         super().__init__()
         self.voice = UnifiedVoice(config, with_text_head=True)
         initialise_positions(self.voice.text_pos_embedding, stage.codes_per_token)
         initialise_positions(self.voice.mel_pos_embedding, 1.0)
-        self.guided: dict[int, Tensor] = {}
-        for layer in stage.aligned_layers:
-            self._listen(layer)
+        self.code_probe = nn.Linear(config.model_dim, 2 * config.number_text_tokens)
+        self.text_probe = nn.Linear(config.model_dim, config.number_text_tokens)
+        # Outputs of the last forward pass: queries, keys and values (B, T, 3 D) of guided layers, the first block's.
+        self.heard: dict[str, Tensor] = {}
+        self.guided = tuple(f"h.{layer}.attn.c_attn" for layer in stage.aligned_layers)
+        for name in (*self.guided, "h.0"):
+            self._listen(name)
 
-    def _listen(self, layer: int) -> None:
-        """Keep the queries, keys and values (B, T, 3 D) of `layer` in every forward pass."""
-
+    def _listen(self, name: str) -> None:
         def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            self.guided[layer] = output
+            self.heard[name] = output
 
-        self.voice.gpt.get_submodule(f"h.{layer}.attn.c_attn").register_forward_hook(keep)
+        self.voice.gpt.get_submodule(name).register_forward_hook(keep)
 
     def alignment_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy between the first head's attention and the wanted key.
@@ -79,7 +87,7 @@ class GPTTrainer(nn.Module):
         """
         width = self.voice.gpt.head_dim
         total = rows.new_zeros((), dtype=torch.float32)
-        for qkv in self.guided.values():
+        for qkv in (self.heard[name] for name in self.guided):
             model_dim = qkv.shape[-1] // 3
             query = qkv[..., :width].gather(1, rows[..., None].expand(-1, -1, width))
             key = qkv[..., model_dim : model_dim + width]
@@ -88,6 +96,26 @@ class GPTTrainer(nn.Module):
             scores = scores.masked_fill(future, -1e4)
             total = total + F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_TARGET)
         return total / max(1, len(self.guided))
+
+    def probe_loss(self, text: Tensor, first_text: int, rows: Tensor, aligned: Tensor) -> Tensor:
+        """Cross entropy of the two probes.
+
+        Args:
+            text: (B, L) padded ids; first_text: the row of the first; rows: (B, M) those of the codes' inputs;
+            aligned: (B, M) text index of every input code, IGNORED_TARGET to skip.
+        """
+        states, size = self.heard["h.0"], self.voice.config.number_text_tokens
+        known = aligned != IGNORED_TARGET
+        index = aligned.clamp(min=0)
+        now = text.gather(1, index).where(known, IGNORED_TARGET)
+        before = text.gather(1, (index - 1).clamp(min=0)).where(known, IGNORED_TARGET)
+        at_codes = self.code_probe(states.gather(1, rows[..., None].expand(-1, -1, states.shape[-1]))).float()
+        at_text = self.text_probe(states[:, first_text + 1 : first_text + text.shape[1]]).float()
+        return (
+            F.cross_entropy(at_codes[..., :size].flatten(0, 1), now.flatten(), ignore_index=IGNORED_TARGET)
+            + F.cross_entropy(at_codes[..., size:].flatten(0, 1), before.flatten(), ignore_index=IGNORED_TARGET)
+            + F.cross_entropy(at_text.flatten(0, 1), text[:, :-1].flatten(), ignore_index=0)
+        )
 
 
 @torch.no_grad()
@@ -205,10 +233,14 @@ class GPTStage(Stage):
         )
         last_row = conditioning.shape[1] + batch["text"].shape[1] + 2 + batch["codes"].shape[1]
         keys = torch.where(batch["aligned"] == IGNORED_TARGET, IGNORED_TARGET, batch["aligned"] + first_text)
-        alignment = self.model.alignment_loss(rows.clamp(max=last_row), keys)
-        loss = mel + self.config.text_weight * text + self.config.alignment_weight * alignment
+        rows = rows.clamp(max=last_row)
+        alignment = self.model.alignment_loss(rows, keys)
+        # The row behind the one that predicts a code has that code as its input.
+        probes = self.model.probe_loss(batch["text"], first_text, (rows + 1).clamp(max=last_row), batch["aligned"])
+        guidance = self.config.alignment_weight * alignment + self.config.probe_weight * probes
+        loss = mel + self.config.text_weight * text + guidance
         accuracy = (mel_logits.argmax(-1) == mel_targets)[mel_targets != IGNORED_TARGET].float().mean()
-        return {"loss": loss, "mel": mel, "text": text, "alignment": alignment, "accuracy": accuracy}
+        return {"loss": loss, "mel": mel, "text": text, "alignment": alignment, "probes": probes, "accuracy": accuracy}
 
     def evaluate(self) -> dict[str, float]:
         """Teacher-forced losses on the held-out speakers."""
@@ -266,7 +298,7 @@ def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, R
         write_alignment(corpus, load_recogniser(work))
     alignment = np.load(corpus.folder / "alignment.npy")
     stage = GPTStage(corpus, embedded_model_config().gpt, build(GPTStageConfig, changes or {}, "stage"), alignment)
-    return stage, RunConfig(output=str(work / "gpt"), minutes=75, learning_rate=1.5e-3, warmup_steps=200)
+    return stage, RunConfig(output=str(work / "gpt"), minutes=75, learning_rate=1.5e-3, warmup_steps=100)
 
 
 def load_stage(work: Path, device: str) -> GPTStage:

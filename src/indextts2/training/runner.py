@@ -47,6 +47,8 @@ class RunConfig:
     device: str = "cpu"
     threads: int = 1
     seed: int = 1
+    # Folder of another run whose averaged weights this one starts from; parts that it lacks start fresh.
+    start_from: str = ""
     checkpoint_minutes: float = 4.0
     log_every: int = 20
 
@@ -140,6 +142,22 @@ def load_trained(output: str | Path, device: str = "cpu") -> dict[str, Tensor]:
     return torch.load(path, map_location=device, weights_only=False)["ema"]
 
 
+def start_from(model: nn.Module, output: str) -> None:
+    """Copy the averaged weights of the run in `output` into `model`.
+
+    Raises:
+        ConfigError: a weight is unknown to the model, has another shape, or no weight fits at all.
+    """
+    try:
+        result = model.load_state_dict(load_trained(output), strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"the weights in {output} do not fit this stage: {error}") from error
+    if result.unexpected_keys:
+        raise ConfigError(f"{output} holds weights that this stage does not know: {result.unexpected_keys[:8]}")
+    if result.missing_keys:
+        log.warning("%s lacks %d tensors, which start fresh: %s", output, len(result.missing_keys), result.missing_keys)
+
+
 class Run:
     """State of one running stage: optimizer, average, counters, random generators."""
 
@@ -148,6 +166,8 @@ class Run:
         self.folder = Path(config.output)
         self.folder.mkdir(parents=True, exist_ok=True)
         stage.device = torch.device(config.device)
+        if config.start_from:
+            start_from(stage.model, config.start_from)
         stage.model.to(stage.device)
         self.optimizer = torch.optim.AdamW(
             stage.parameter_groups(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
