@@ -91,7 +91,7 @@ def _values(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
         positive = name.endswith(("weight", "running_var"))
         return torch.ones(like.shape) if positive else torch.randn(like.shape, generator=generator) * 0.1
     # A loud vocoder would be clipped everywhere, and clipping hides differences.
-    gain = 0.05 if name == "conv_post.weight" else 1.5
+    gain = 0.0003 if name == "conv_post.weight" else 1.5
     return torch.randn(like.shape, generator=generator) * (gain / np.sqrt(like[0].numel()))
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from indextts2 import GenerationConfig, IndexTTS2, InferenceConfig
+from indextts2 import GenerationConfig, IndexTTS2, InferenceConfig, Voice
+from tests.tiny import recording
 
 TEXT = "Hello world, this is a test."
 
@@ -32,3 +33,13 @@ def speaker(reference: Path) -> Path:
 @pytest.fixture(scope="session")
 def emotion_audio(reference: Path) -> Path:
     return reference / "inputs" / "emo.wav"
+
+
+@pytest.fixture(scope="session")
+def tiny_tts(tiny_model: Path) -> IndexTTS2:
+    return IndexTTS2.from_pretrained(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_voice(tiny_tts: IndexTTS2) -> Voice:
+    return tiny_tts.voice(recording())

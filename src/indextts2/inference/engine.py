@@ -10,15 +10,21 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import torch
+from torch import Tensor
+
 from indextts2.config import InferenceConfig
-from indextts2.errors import GenerationError, IndexTTS2Error, UsageError
+from indextts2.errors import Cancelled, IndexTTS2Error, UsageError
 from indextts2.inference.chunk_queue import MAX_CHUNKS, ChunkQueue, Stopwatch
 from indextts2.inference.progress import Run
-from indextts2.inference.streaming import Mode, check_mode, stream_segments
+from indextts2.inference.speaking import Render, SegmentSpeech, Steps, speak
+from indextts2.inference.streaming import ChunkMaker, Mode, as_typed_error, render_of
+from indextts2.models.gpt.generation import Request, feed
 from indextts2.types import AudioChunk
 
 if TYPE_CHECKING:
     from indextts2.config import ResolvedConfig
+    from indextts2.inference.low_latency import ChunkPlan
     from indextts2.inference.pipeline import EmotionInput, IndexTTS2, Speaker
 
 log = logging.getLogger(__name__)
@@ -84,6 +90,10 @@ class SpeechJob:
         """The error that ended it."""
         return self._queue.error
 
+    def _end(self, error: IndexTTS2Error | None) -> None:
+        self._watch.mark("total")
+        self._queue.close(error)
+
     @property
     def timings(self) -> dict[str, float]:
         """Seconds since submission: `queued`, `first_audio`, `total`; and the time spent in each stage so far."""
@@ -95,33 +105,64 @@ class SpeechJob:
         return Usage(self._run.text_tokens, self._run.codes)
 
 
-class SpeechEngine:
-    """Runs jobs on one model.
+@dataclass(eq=False)
+class _Task:
+    """A running job: its steps, and the request that waits for a decoding step, if any."""
 
-    `close` it, or use it in a `with` statement, to end its thread.
+    job: SpeechJob
+    steps: Steps
+    maker: ChunkMaker
+    request: Request | None = None
+
+    @property
+    def runnable(self) -> bool:
+        """Whether its next step may be taken: its reader has room, or wants no more."""
+        return self.job._queue.cancelled or not self.job._queue.full
+
+
+class SpeechEngine:
+    """Speaks up to `max_running` requests together, in one thread that owns the model.
+
+    All requests that are being decoded take a step of the decoder together, in one batch; they join and leave at any
+    step. Between two of these steps one other piece of work is done - a step of a flow, a vocoder, a text - for the
+    request that has waited longest. Each draws from its own random generator, so it sounds as it would alone.
+
+    A request whose reader does not keep up rests, and goes on when the reader does. `close` the engine, or use it in a
+    `with` statement, to end its thread.
     """
 
-    def __init__(self, tts: IndexTTS2, max_running: int = 4, max_chunks: int = MAX_CHUNKS) -> None:
+    def __init__(
+        self,
+        tts: IndexTTS2,
+        max_running: int = 4,
+        *,
+        plan: ChunkPlan | None = None,
+        max_chunks: int = MAX_CHUNKS,
+    ) -> None:
+        """`plan`: the chunks of the low-latency mode. `max_chunks`: so many are made ahead of a reader."""
         if max_running < 1:
             raise UsageError(f"max_running must be at least 1, not {max_running}")
         self.tts = tts
         self.max_running = max_running
+        self._plan = plan
         self._max_chunks = max_chunks
         self._changed = threading.Condition()
         self._waiting: deque[SpeechJob] = deque()
-        self._running: list[SpeechJob] = []
+        self._tasks: deque[_Task] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="speech-engine", daemon=True)
         self._thread.start()
+
+    # From any thread
 
     def submit(self, request: SpeechRequest) -> SpeechJob:
         """Queue a request and return at once.
 
         Raises:
-            UsageError: the engine is closing, or the mode is unknown.
+            UsageError: the engine is closed, the mode is unknown, or an option does not go with it.
         """
-        check_mode(request.mode)
         options = request.config.resolved(self.tts.config)
+        self._render(request.mode, options)
         job = SpeechJob(request, options, ChunkQueue(self._max_chunks, self._wake), self.tts.sample_rate)
         with self._changed:
             if self._closing:
@@ -133,7 +174,7 @@ class SpeechEngine:
     @property
     def running(self) -> int:
         """Jobs that are being spoken."""
-        return len(self._running)
+        return len(self._tasks)
 
     @property
     def waiting(self) -> int:
@@ -150,10 +191,12 @@ class SpeechEngine:
             self._changed.notify_all()
         self._thread.join(timeout_seconds)
         drained = not self._thread.is_alive()
-        while self._thread.is_alive():
-            for job in [*self._waiting, *self._running]:
+        if not drained:
+            with self._changed:
+                jobs = [*self._waiting, *(task.job for task in self._tasks)]
+            for job in jobs:
                 job.cancel()
-            self._thread.join(0.05)
+            self._thread.join()
         return drained
 
     def __enter__(self) -> Self:
@@ -168,31 +211,124 @@ class SpeechEngine:
         with self._changed:
             self._changed.notify_all()
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                job = self._waiting.popleft()
-                self._running.append(job)
-            self._speak(job)
-            with self._changed:
-                self._running.remove(job)
+    def _render(self, mode: str, options: ResolvedConfig) -> Render:
+        return render_of(mode, options, self._plan if mode != "exact" else None)
 
-    def _speak(self, job: SpeechJob) -> None:
-        request, queue, run = job.request, job._queue, job._run
+    # In the thread of the engine
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._admit()
+                self._decode([t for t in self._tasks if t.request is not None and t.runnable])
+                self._resume_longest_waiting()
+            except Exception as error:  # of the engine itself: those in hand are lost, those to come are not
+                log.exception("the engine failed")
+                for task in list(self._tasks):
+                    self._end(task, error)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until something can be done; False when all is done and nothing more comes."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._at_end() or self._can_admit() or any(task.runnable for task in self._tasks)
+            )
+            return not self._at_end()
+
+    def _at_end(self) -> bool:
+        return self._closing and not self._waiting and not self._tasks
+
+    def _can_admit(self) -> bool:
+        return any(job._queue.cancelled for job in self._waiting) or (
+            bool(self._waiting) and len(self._tasks) < self.max_running
+        )
+
+    def _admit(self) -> None:
+        """Begin what waits, in order, as far as there is room; drop what was cancelled."""
+        with self._changed:
+            cancelled = [job for job in self._waiting if job._queue.cancelled]
+            for job in cancelled:
+                self._waiting.remove(job)
+            while self._waiting and len(self._tasks) < self.max_running:
+                self._tasks.append(self._begin(self._waiting.popleft()))
+        for job in cancelled:
+            job._end(Cancelled("the synthesis was cancelled before it began"))
+
+    def _begin(self, job: SpeechJob) -> _Task:
         job._watch.mark("queued")
-        error: IndexTTS2Error | None = None
+        request, options = job.request, job._options
+        render = self._render(request.mode, options)
+        steps = speak(self.tts, request.text, request.speaker, request.emotion, options, job._run, render)
+        return _Task(job, steps, ChunkMaker(self.tts, options, whole_text=True))
+
+    def _decode(self, tasks: list[_Task]) -> None:
+        """One step of the decoder for all `tasks` that still want it, then let each look at its codes."""
+        stepped = []
+        for task, answer in self._feed([t for t in tasks if not t.job._queue.cancelled]):
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                assert task.request is not None
+                task.request.accept(*answer)
+                stepped.append(task)
+            except Exception as error:
+                self._end(task, error)
+        for task in [*stepped, *(t for t in tasks if t.job._queue.cancelled and t not in stepped)]:
+            if task in self._tasks:
+                self._resume(task)
+
+    def _feed(self, tasks: list[_Task]) -> list[tuple[_Task, tuple[Tensor, Tensor] | Exception]]:
+        """What the model answers each task. If the batch fails, each is tried alone, so that only the guilty fail."""
+        if not tasks:
+            return []
+        gpt = self.tts.models.gpt
+        feeds = [task.request.feed() for task in tasks if task.request is not None]
         try:
-            run.check()
-            for chunk in stream_segments(self.tts, request.text, request.speaker, request.emotion, job._options, run):
-                job._watch.mark("first_audio")
-                queue.put(chunk)
-        except IndexTTS2Error as failure:
-            error = failure
-        except Exception as failure:
-            log.exception("a request failed")
-            error = GenerationError(f"the synthesis failed: {type(failure).__name__}: {failure}")
-        job._watch.mark("total")
-        queue.close(error)
+            return list(zip(tasks, feed(gpt, feeds), strict=True))
+        except Exception:
+            log.exception("a step of %d requests failed; each is tried alone", len(tasks))
+        answers: list[tuple[_Task, tuple[Tensor, Tensor] | Exception]] = []
+        for task, one in zip(tasks, feeds, strict=True):
+            try:
+                answers.append((task, feed(gpt, [one])[0]))
+            except Exception as error:
+                answers.append((task, error))
+        return answers
+
+    def _resume_longest_waiting(self) -> None:
+        """Do one piece of work other than decoding, and put its task at the end of the line."""
+        task = next((t for t in self._tasks if t.request is None and t.runnable), None)
+        if task is not None:
+            with self._changed:
+                self._tasks.remove(task)
+                self._tasks.append(task)
+            self._resume(task)
+
+    def _resume(self, task: _Task) -> None:
+        """Let a task go on to its next step."""
+        try:
+            step = next(task.steps)
+        except StopIteration:
+            self._end(task, None)
+        except Exception as error:
+            self._end(task, error)
+        else:
+            task.request = step if isinstance(step, Request) else None
+            if isinstance(step, SegmentSpeech):
+                self._deliver(task, step)
+
+    def _deliver(self, task: _Task, speech: SegmentSpeech) -> None:
+        task.job._watch.mark("first_audio")
+        try:
+            task.job._queue.put(task.maker.chunk(speech))
+        except Cancelled as error:
+            self._end(task, error)
+
+    def _end(self, task: _Task, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, IndexTTS2Error):
+            log.error("a request failed", exc_info=error)
+        with self._changed:
+            self._tasks.remove(task)
+        task.steps.close()
+        task.job._end(None if error is None else as_typed_error(error))

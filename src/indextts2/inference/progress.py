@@ -27,7 +27,10 @@ CancelCheck = Callable[[], bool]
 
 @dataclass
 class Run:
-    """State of one request: its callbacks and its clock. Never shared between requests."""
+    """State of one request: its callbacks, its clock and its counts. Never shared between requests.
+
+    `segments` is the number of segments known so far.
+    """
 
     on_progress: ProgressCallback | None = None
     cancel: CancelCheck | None = None
@@ -36,6 +39,7 @@ class Run:
     segments: int = 1
     text_tokens: int = 0
     codes: int = 0
+    segment_codes: int = 0
 
     def check(self) -> None:
         """Raise Cancelled if the caller wants to stop."""
@@ -47,6 +51,16 @@ class Run:
         self.check()
         if self.on_progress is not None:
             self.on_progress(Progress(stage, done, total, self.segment, self.segments))
+
+    def count_code(self, limit: int) -> None:
+        """Report one more code of the segment, of at most `limit`."""
+        self.codes += 1
+        self.segment_codes += 1
+        self.report("gpt", self.segment_codes, limit)
+
+    def begin_segment(self, index: int) -> None:
+        """What follows belongs to this segment."""
+        self.segment, self.segment_codes = index, 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -5,10 +5,9 @@ Axes: B batch (1 everywhere here), T semantic frames, P prompt mel frames, N tar
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,12 +15,13 @@ import torch
 from indextts2.audio.features import fbank_mean_normalised, log_mel, seamless_features
 from indextts2.audio.resampler import emotion_audio, speaker_audio
 from indextts2.inference.voice import Voice, content_key
-from indextts2.models.gpt.generation import generate
-from indextts2.models.s2mel.flow_matching import sample, start_noise
+from indextts2.models.gpt.generation import Request, advance
+from indextts2.models.s2mel.flow_matching import integration, start_noise
 from indextts2.text.segmenter import split_segments
 from indextts2.text.tokenizer import require_speech
 
 StateCallback = Callable[[torch.Tensor], None]
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from indextts2.checkpoints.loading import Models
@@ -113,6 +113,64 @@ class Codes:
     hit_limit: bool
 
 
+def decoding(
+    models: Models,
+    speaker_latents: torch.Tensor,
+    emotion: torch.Tensor,
+    segment: TextSegment,
+    config: ResolvedConfig,
+    generator: torch.Generator,
+    run: Run,
+) -> Generator[Request | None, None, Codes]:
+    """Autoregressive decoding of one segment, then its latents on the same prefix.
+
+    Args:
+        speaker_latents: (1, n, D) of the voice.
+        emotion: vector (1, D).
+
+    Yields:
+        The request, whenever it is to be advanced by one step; None between two other pieces of work.
+
+    Raises:
+        GenerationError: the model stopped before the first code.
+    """
+    gpt = models.gpt
+    with run.stage("gpt"):
+        request = start_request(models, speaker_latents, emotion, segment, config, generator)
+        while not request.finished:
+            report_codes(run, request.take_settled(), config)
+            yield request
+            run.check()
+        report_codes(run, request.take_rest(), config)
+        generation = request.result()
+    yield None
+    with run.stage("gpt_latents"):
+        latents = generation.latents
+        if latents is None:
+            latents = gpt.latents(generation.prompt, generation.codes)
+    return Codes(generation.codes[None].to(models.device), latents.float(), generation.hit_limit)
+
+
+def start_request(
+    models: Models,
+    speaker_latents: torch.Tensor,
+    emotion: torch.Tensor,
+    segment: TextSegment,
+    config: ResolvedConfig,
+    generator: torch.Generator,
+) -> Request:
+    """The prefilled request of a segment."""
+    gpt = models.gpt
+    prefix = gpt.prefix(gpt.conditioning(speaker_latents, emotion).to(models.gpt_dtype), segment.ids)
+    return Request(gpt, prefix, config.generation, generator)
+
+
+def report_codes(run: Run, codes: list[int], config: ResolvedConfig) -> None:
+    """Count and report codes that were drawn."""
+    for _ in codes:
+        run.count_code(config.generation.max_mel_tokens)
+
+
 def segment_to_codes(
     models: Models,
     speaker_latents: torch.Tensor,
@@ -122,28 +180,19 @@ def segment_to_codes(
     generator: torch.Generator,
     run: Run,
 ) -> Codes:
-    """Autoregressive decoding of one segment, then its latents on the same prefix.
+    """`decoding` in one go."""
+    return finish(models, decoding(models, speaker_latents, emotion, segment, config, generator, run))
 
-    Args:
-        speaker_latents: (1, n, D) of the voice.
-        emotion: vector (1, D).
 
-    Raises:
-        GenerationError: the model stopped before the first code.
-    """
-    gpt = models.gpt
-    spoken = itertools.count(1)
-    limit = config.generation.max_mel_tokens
-    with run.stage("gpt"):
-        prefix = gpt.prefix(gpt.conditioning(speaker_latents, emotion).to(models.gpt_dtype), segment.ids)
-        generation = generate(
-            gpt, prefix, config.generation, generator, run.cancel, lambda _: run.report("gpt", next(spoken), limit)
-        )
-    with run.stage("gpt_latents"):
-        latents = generation.latents
-        if latents is None:
-            latents = gpt.latents(generation.prompt, generation.codes)
-    return Codes(generation.codes[None].to(models.device), latents.float(), generation.hit_limit)
+def finish(models: Models, running: Generator[Request | None, None, T]) -> T:
+    """Run a generator of steps to its end, advancing each request that it yields; its result."""
+    while True:
+        try:
+            request = next(running)
+        except StopIteration as end:
+            return cast("T", end.value)
+        if request is not None:
+            advance(models.gpt, [request])
 
 
 # --- codes -> mel -> waveform -----------------------------------------------------------------------------------------
@@ -169,6 +218,42 @@ def draw_noise(models: Models, frames: int, config: ResolvedConfig, generator: t
     return (noise * config.flow_temperature).to(models.device)
 
 
+def flowing(
+    models: Models,
+    prompt_condition: torch.Tensor,
+    prompt_mel: torch.Tensor,
+    style: torch.Tensor,
+    condition: torch.Tensor,
+    noise: torch.Tensor,
+    config: ResolvedConfig,
+    run: Run,
+    on_state: StateCallback | None = None,
+) -> Generator[None, None, torch.Tensor]:
+    """Flow matching: condition (1, N, C) with the voice's prompt -> mel (1, n_mels, N). Yields before every step.
+
+    Args:
+        noise: (1, n_mels, P + N), see `draw_noise`.
+        on_state: called with the state (1, n_mels, P + N) that enters each step.
+    """
+
+    def on_step(step: int, state: torch.Tensor, _velocity: torch.Tensor) -> None:
+        run.report("flow", step + 1, config.steps)
+        if on_state is not None:
+            on_state(state)
+
+    mu = torch.cat([prompt_condition, condition], dim=1)
+    running = integration(
+        models.dit, mu, prompt_mel, style, noise, steps=config.steps, cfg_rate=config.cfg_rate, on_step=on_step
+    )
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            return cast("torch.Tensor", end.value)[:, :, prompt_mel.shape[-1] :]
+        yield
+        run.check()
+
+
 def condition_to_mel(
     models: Models,
     prompt_condition: torch.Tensor,
@@ -180,22 +265,9 @@ def condition_to_mel(
     run: Run,
     on_state: StateCallback | None = None,
 ) -> torch.Tensor:
-    """Flow matching: condition (1, N, C) with the voice's prompt -> mel (1, n_mels, N).
-
-    Args:
-        noise: (1, n_mels, P + N), see `draw_noise`.
-        on_state: called with the state (1, n_mels, P + N) that enters each step.
-    """
-
-    def on_step(step: int, state: torch.Tensor) -> None:
-        run.report("flow", step + 1, config.steps)
-        if on_state is not None:
-            on_state(state)
-
-    mu = torch.cat([prompt_condition, condition], dim=1)
-    return sample(
-        models.dit, mu, prompt_mel, style, noise, steps=config.steps, cfg_rate=config.cfg_rate, on_step=on_step
-    )
+    """`flowing` in one go."""
+    running = flowing(models, prompt_condition, prompt_mel, style, condition, noise, config, run, on_state)
+    return finish(models, running)
 
 
 def mel_to_waveform(models: Models, mel: torch.Tensor) -> np.ndarray:

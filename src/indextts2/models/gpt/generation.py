@@ -15,7 +15,7 @@ from torch import Tensor
 from indextts2.config import GenerationConfig
 from indextts2.errors import Cancelled, GenerationError
 from indextts2.models.gpt.cache import Lane
-from indextts2.models.gpt.decoders import make_decoder, path
+from indextts2.models.gpt.decoders import Node, make_decoder, path
 from indextts2.models.gpt.unified_voice import Prompt, UnifiedVoice
 
 FIRST_STEPS = 128
@@ -37,6 +37,15 @@ class Generation:
     score: float
     prompt: Prompt
     latents: Tensor | None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The rows of one request in one step: a code for each, their common mel position, and where they attend to."""
+
+    codes: list[int]
+    position: int
+    lane: Lane
 
 
 class Request:
@@ -61,6 +70,7 @@ class Request:
         """
         config = _within_positions(config or GenerationConfig(), model)
         self.config = config
+        self._model = model
         self._keep_states = not model.config.skips_first_mel_position
         self._taken = 0
         if generator is None:
@@ -78,25 +88,38 @@ class Request:
         """Take the states (rows, D) and logits (rows, V) of the codes fed last."""
         self.decoder.accept(logits, states if self._keep_states else None)
 
-    def lane(self) -> Lane:
-        """The rows that the next step feeds: `decoder.codes`."""
-        mask = self.prompt.cache.branch(self.decoder.parents)
-        return Lane(self.prompt.cache, len(self.decoder.codes), mask)
+    def feed(self) -> Feed:
+        """What the next step feeds; to be asked once per step, since it moves the beams."""
+        codes = self.decoder.codes
+        lane = Lane(self.prompt.cache, len(codes), self.prompt.cache.branch(self.decoder.parents))
+        return Feed(codes, self._model.decode_position(self.decoder.new_tokens - 1), lane)
 
     def take_settled(self) -> list[int]:
         """Codes that are part of the result whatever follows and were not taken before.
 
         Without beams this is each code as it is drawn. Beams settle what all of them share.
         """
-        nodes = path(self.decoder.settled(), self._taken)
-        self._taken += len(nodes)
-        return [node.code for node in nodes]
+        return [node.code for node in self._take(self.decoder.settled())]
 
     def take_rest(self) -> list[int]:
         """Once finished: the codes of the result that `take_settled` has not given."""
-        nodes = path(self.decoder.outcome().node, self._taken)
+        return [node.code for node in self._take(self.decoder.outcome().node)]
+
+    def take_with_latents(self) -> tuple[list[int], Tensor | None]:
+        """As `take_settled`, or `take_rest` once finished; with the latents (1, m, D) of a model that keeps its states
+        (see `Generation`)."""
+        nodes = self._take(self.decoder.outcome().node if self.finished else self.decoder.settled())
+        return [node.code for node in nodes], self._latents(nodes) if nodes else None
+
+    def _take(self, last: Node | None) -> list[Node]:
+        nodes = path(last, self._taken)
         self._taken += len(nodes)
-        return [node.code for node in nodes]
+        return nodes
+
+    def _latents(self, nodes: list[Node]) -> Tensor | None:
+        if not self._keep_states:
+            return None
+        return torch.stack([node.state for node in nodes if node.state is not None])[None]
 
     def result(self) -> Generation:
         """The decoded codes, once `finished`.
@@ -110,30 +133,26 @@ class Request:
             raise GenerationError(
                 "the model stopped before the first code; change the text, the seed, or set min_new_tokens"
             )
-        latents = None
-        if self._keep_states:
-            latents = torch.stack([node.state for node in nodes if node.state is not None])[None]
         codes = torch.tensor([node.code for node in nodes])
-        return Generation(codes, outcome.hit_limit, outcome.score, self.prompt, latents)
+        return Generation(codes, outcome.hit_limit, outcome.score, self.prompt, self._latents(nodes))
+
+
+def advance(model: UnifiedVoice, requests: Sequence[Request]) -> None:
+    """One decoding step of unfinished requests, which may be at different places and have different options."""
+    if requests:
+        for request, answer in zip(requests, feed(model, [r.feed() for r in requests]), strict=True):
+            request.accept(*answer)
 
 
 @torch.no_grad()
-def advance(model: UnifiedVoice, requests: Sequence[Request]) -> None:
-    """One decoding step of unfinished requests, which may be at different places and have different options."""
-    if not requests:
-        return
-    codes = [code for request in requests for code in request.decoder.codes]
-    positions = [
-        model.decode_position(request.decoder.new_tokens - 1) for request in requests for _ in request.decoder.codes
-    ]
-    lanes = [request.lane() for request in requests]
-    fed = torch.tensor([codes, positions], device=model.device)
-    states = model.step(fed[0], fed[1], lanes)
-    logits = model.logits(states)
-    start = 0
-    for request, lane in zip(requests, lanes, strict=True):
-        request.accept(states[start : start + lane.rows], logits[start : start + lane.rows])
-        start += lane.rows
+def feed(model: UnifiedVoice, feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor]]:
+    """The states (rows, D) and logits (rows, V) of what each request feeds. A failed call may be tried again."""
+    fed = torch.tensor(
+        [[code for f in feeds for code in f.codes], [f.position for f in feeds for _ in f.codes]], device=model.device
+    )
+    states = model.step(fed[0], fed[1], [f.lane for f in feeds])
+    rows = [f.lane.rows for f in feeds]
+    return list(zip(states.split(rows), model.logits(states).split(rows), strict=True))
 
 
 def iterate_codes(

@@ -7,7 +7,7 @@ Source: flow matching (Lipman et al., 2023) with classifier-free guidance, spec 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def frames_before(counts: Tensor, frames: int) -> Tensor:
     return (torch.arange(frames, device=counts.device) < counts[:, None])[..., None]
 
 
-def integrate(
+def integration(
     dit: DiT,
     mu: Tensor,
     prompt_mel: Tensor,
@@ -48,9 +48,8 @@ def integrate(
     lengths: Tensor | None = None,
     all_frames: bool = False,
     on_step: StepCallback | None = None,
-    cancel: CancelCheck | None = None,
-) -> Tensor:
-    """Integrate the flow from noise to mel with Euler steps.
+) -> Generator[int, None, Tensor]:
+    """Integrate the flow from noise to mel with Euler steps, one at a time: other work may be done in between.
 
     Args:
         mu: condition (B,T,C) of prompt and target.
@@ -62,14 +61,15 @@ def integrate(
         lengths: (B,) frames of each item, prompt and target; None means T for all.
         all_frames: also compute the velocities of prompt frames, which nothing but a comparison needs.
         on_step: called in every step.
-        cancel: asked before every step; true raises Cancelled.
+
+    Yields:
+        Before every step, the number of steps taken.
 
     Returns:
         The state at time 1 (B,M,T), zero on prompt frames.
 
     Raises:
         UsageError: `steps` or `cfg_rate` is out of range, or the shapes do not fit.
-        Cancelled: see `cancel`.
     """
     _check(mu, prompt_mel, style, noise, steps, cfg_rate)
     batch, frames = mu.shape[:2]
@@ -85,8 +85,7 @@ def integrate(
     tables = dit.time_tables(grid[:-1].to(mu.device))
     x = noise.transpose(1, 2).masked_fill(is_prompt, 0.0)
     for step in range(steps):
-        if cancel is not None and cancel():
-            raise Cancelled(f"the flow was cancelled after {step} of {steps} steps")
+        yield step
         state = torch.cat((x, x)) if cfg_rate > 0 else x
         velocity = dit.velocity(state, condition, tables.row(step), first_frame)
         if on_step is not None:
@@ -98,6 +97,39 @@ def integrate(
         moved = torch.add(x[:, first_frame:], velocity, alpha=interval)
         x = torch.cat((x[:, :first_frame], moved), dim=1).masked_fill(is_prompt, 0.0)
     return x.transpose(1, 2)
+
+
+def integrate(
+    dit: DiT,
+    mu: Tensor,
+    prompt_mel: Tensor,
+    style: Tensor,
+    noise: Tensor,
+    *,
+    steps: int,
+    cfg_rate: float,
+    prompt_lengths: Tensor | None = None,
+    lengths: Tensor | None = None,
+    all_frames: bool = False,
+    on_step: StepCallback | None = None,
+    cancel: CancelCheck | None = None,
+) -> Tensor:
+    """`integration` in one go, with the same arguments and result.
+
+    Args:
+        cancel: asked before every step; true raises Cancelled.
+    """
+    running = integration(
+        dit, mu, prompt_mel, style, noise, steps=steps, cfg_rate=cfg_rate, prompt_lengths=prompt_lengths,
+        lengths=lengths, all_frames=all_frames, on_step=on_step,
+    )  # fmt: skip
+    while True:
+        try:
+            done = next(running)
+        except StopIteration as end:
+            return end.value
+        if cancel is not None and cancel():
+            raise Cancelled(f"the flow was cancelled after {done} of {steps} steps")
 
 
 def sample(
