@@ -24,8 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "stage",
-        choices=("prepare", *STAGES, "package", "evaluate", "finetune"),
-        help="prepare the corpus, train a stage, write the model, judge it, or fine-tune the GPT of a model",
+        choices=("prepare", *STAGES, "latents", "package", "evaluate", "finetune"),
+        help="prepare the corpus, train a stage, write the GPT's latents for a longer run of s2mel, write the model, "
+        "judge it, or fine-tune the GPT of a model",
     )
     add("--work", type=Path, required=True, metavar="DIR", help="holds data/ and one folder per stage")
     add("--corpus", type=Path, metavar="DIR", help="prepare: folder with manifest.jsonl and the clips")
@@ -33,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR|NAME", help="finetune: the model to adapt; evaluate: instead of the embedded voice")
     add("--manifest", type=Path, metavar="FILE", help="finetune: JSON Lines with path, text and speaker")
     add("--rank", type=int, default=8, help="finetune: rank of the adapters [%(default)s]")
+    add("--start-from", metavar="DIR", help="folder of another run whose weights this one starts from")
     add("--minutes", type=float, help="length of the run; it can be stopped earlier and goes on when called again")
     add("--steps", type=int, help="length of the run in steps")
     add("--learning-rate", type=float, help="highest learning rate")
@@ -61,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.INFO)
     if options.stage == "prepare":
         _prepare(options)
+    elif options.stage == "latents":
+        _latents(options)
     elif options.stage == "package":
         _package(options)
     elif options.stage == "evaluate":
@@ -96,7 +100,7 @@ def stage_changes(pairs: list[str]) -> dict[str, Any]:
 
 def run_config(default: RunConfig, options: argparse.Namespace) -> RunConfig:
     """The stage's default run with the options that were given."""
-    names = ("output", "minutes", "steps", "learning_rate", "threads", "seed", "precision", "device")
+    names = ("output", "minutes", "steps", "learning_rate", "threads", "seed", "precision", "device", "start_from")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return dataclasses.replace(default, **given)
 
@@ -109,6 +113,12 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.corpus is None:
         raise UsageError("prepare needs --corpus DIR, the folder with manifest.jsonl")
     prepare_corpus(options.corpus, options.work / "data", tqdm)
+
+
+def _latents(options: argparse.Namespace) -> None:
+    from indextts2.training.gpt import load_stage, write_latents
+
+    write_latents(load_stage(options.work, options.device or "cpu"))
 
 
 def _package(options: argparse.Namespace) -> None:
