@@ -25,10 +25,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow and not full"
+	$(BIN)/pytest -m "not slow and not full and not page"
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+test-page: $(INSTALLED)
+	$(BIN)/pytest -m page -rs
 
 parity-full: $(INSTALLED)
 	$(BIN)/pytest -m full -s
