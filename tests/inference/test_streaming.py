@@ -308,7 +308,7 @@ def test_a_long_text_needs_no_more_memory_than_a_short_one(tiny_tts: IndexTTS2, 
     """Of the tensors made for earlier segments none is left while later ones are spoken."""
     endless = (f"This is sentence number {n}. " for n in range(12))
     held = []
-    for number, chunk in enumerate(tiny_tts.stream(endless, tiny_voice, config=config(max_mel_tokens=10), mode=mode)):
+    for number, _chunk in enumerate(tiny_tts.stream(endless, tiny_voice, config=config(max_mel_tokens=10), mode=mode)):
         if number in (2, 3, 10, 11):
             gc.collect()
             held.append(_numbers_in_tensors())

@@ -331,4 +331,6 @@ class SpeechEngine:
         with self._changed:
             self._tasks.remove(task)
         task.steps.close()
+        if error is not None:
+            error.__traceback__ = None  # it would keep alive the frames of the steps, and caches in them
         task.job._end(None if error is None else as_typed_error(error))

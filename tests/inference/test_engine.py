@@ -1,0 +1,378 @@
+"""Many requests on one model: each sounds as it would alone, none disturbs another, none can fill the memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from indextts2 import GenerationConfig, IndexTTS2, InferenceConfig, Voice
+from indextts2.errors import AudioError, Cancelled, GenerationError, TextError, UsageError
+from indextts2.inference import engine as engine_module
+from indextts2.inference.engine import SpeechEngine, SpeechJob, SpeechRequest
+from indextts2.inference.low_latency import ChunkPlan
+from indextts2.inference.streaming import MODES, Mode
+from indextts2.types import AudioChunk, Waveform
+from tests.conftest import relative_l2
+
+PLAN = ChunkPlan(first_frames=8, growth=1.5, max_frames=20, context_frames=6, look_ahead_frames=10)
+TEXTS = [
+    "Hello there.",
+    "This is one sentence. And this is another one, which is longer.",
+    "Good morning, good evening and good night.",
+    "A fourth text is here. It has two sentences.",
+]
+
+
+def request(voice: Voice, text: str, mode: Mode = "exact", **changes: Any) -> SpeechRequest:
+    names = GenerationConfig.__dataclass_fields__
+    generation = {"num_beams": 1, "max_mel_tokens": 30, "repetition_penalty": 1.0}
+    generation |= {name: changes.pop(name) for name in list(changes) if name in names}
+    config = InferenceConfig(
+        generation=GenerationConfig(**generation), **{"seed": 1, "max_text_tokens_per_segment": 24} | changes
+    )
+    return SpeechRequest(text, voice, config=config, mode=mode)
+
+
+def alone(tts: IndexTTS2, wanted: SpeechRequest) -> np.ndarray:
+    plan = PLAN if wanted.mode == "low-latency" else None
+    stream = tts.stream(wanted.text, wanted.speaker, wanted.emotion, wanted.config, mode=wanted.mode, plan=plan)
+    return joined(stream)
+
+
+def joined(chunks: Iterator[AudioChunk] | SpeechJob) -> np.ndarray:
+    return np.concatenate([chunk.samples for chunk in chunks])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def engine(tiny_tts: IndexTTS2) -> Iterator[SpeechEngine]:
+    with SpeechEngine(tiny_tts, max_running=4, plan=PLAN, max_chunks=100) as engine:
+        yield engine
+
+
+class Batches:
+    """Records how many requests each step of the decoder fed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        feed = engine_module.feed
+
+        def counted(model: Any, feeds: Any) -> Any:
+            self.sizes.append(len(feeds))
+            return feed(model, feeds)
+
+        monkeypatch.setattr(engine_module, "feed", counted)
+
+
+def test_together_each_sounds_as_it_does_alone(
+    tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Different texts, seeds, modes, beams and lengths, more requests than run at once, joining one after another."""
+    variants: list[dict[str, Any]] = [
+        {}, {"num_beams": 3}, {"mode": "low-latency"}, {"max_mel_tokens": 12},
+        {"do_sample": False}, {"mode": "low-latency", "num_beams": 2}, {"duration_factor": 1.5}, {"cfg_rate": 0.0},
+    ]  # fmt: skip
+    wanted = [request(tiny_voice, TEXTS[n % 4], seed=n, **v) for n, v in enumerate(variants)]
+    expected = [alone(tiny_tts, w) for w in wanted]
+    batches = Batches(monkeypatch)
+    jobs = []
+    for one in wanted:
+        jobs.append(engine.submit(one))
+        time.sleep(0.02)
+    found = [joined(job) for job in jobs]
+    for one, other in zip(found, expected, strict=True):
+        assert relative_l2(one, other) < 1e-5
+    assert max(batches.sizes) >= 3
+    assert engine.running == engine.waiting == 0
+
+
+def test_the_codes_of_a_batch_are_those_of_one(tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine) -> None:
+    wanted = [request(tiny_voice, text, seed=n) for n, text in enumerate(TEXTS)]
+    codes = [len(tiny_tts.infer(w.text, w.speaker, config=w.config).mel_codes) for w in wanted]
+    jobs = [engine.submit(w) for w in wanted]
+    for job in jobs:
+        assert job.wait(60)
+    assert [job.usage.codes for job in jobs] == codes
+
+
+def test_a_job_joins_while_another_is_being_decoded(
+    tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(monkeypatch)
+    long = engine.submit(request(tiny_voice, TEXTS[2], max_mel_tokens=700, min_new_tokens=700))
+    wait_until(lambda: len(batches.sizes) > 20)
+    short = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=10, min_new_tokens=10))
+    assert short.wait(60)
+    assert not long.done
+    assert long.usage.codes < 700
+    joined(long)
+    assert batches.sizes[0] == batches.sizes[-1] == 1
+    assert 2 in batches.sizes
+
+
+def test_flow_and_decoding_take_turns(
+    tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one request is in a flow of hundreds of steps, another one is decoded and begins its own."""
+    flowing = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=5, steps=300))
+    wait_until(lambda: "gpt_latents" in flowing.timings)
+    quick = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=20, steps=2))
+    assert quick.wait(60)
+    assert not flowing.done
+    flowing.cancel()
+
+
+def test_jobs_are_begun_in_order_and_not_too_many(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
+    with SpeechEngine(tiny_tts, max_running=2) as engine:
+        jobs = [engine.submit(request(tiny_voice, TEXTS[2], seed=n, max_mel_tokens=60)) for n in range(6)]
+        most = 0
+        while not jobs[-1].done:
+            most = max(most, engine.running)
+            time.sleep(0.001)
+        assert most == 2
+        queued = [job.timings["queued"] for job in jobs]
+        assert queued == sorted(queued)
+        assert all(job.timings["queued"] <= job.timings["first_audio"] <= job.timings["total"] for job in jobs)
+        assert all(job.usage.text_tokens > 0 for job in jobs)
+        assert {"text", "gpt", "flow", "vocoder"} <= set(jobs[0].timings)
+
+
+# --- errors ---
+
+
+def test_a_bad_job_disturbs_no_other(tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine) -> None:
+    good = request(tiny_voice, TEXTS[1])
+    expected = alone(tiny_tts, good)
+    silent = Waveform(np.zeros(30000, np.float32), 22050)
+    nan = dataclasses.replace(tiny_voice, speaker_latents=tiny_voice.speaker_latents * float("nan"))
+    odd = dataclasses.replace(tiny_voice, style=tiny_voice.style[:, :3])
+    bad: list[tuple[SpeechRequest, type[Exception], str]] = [
+        (request(tiny_voice, "..."), TextError, "nothing that can be spoken"),
+        (SpeechRequest(TEXTS[0], silent), AudioError, "silen"),
+        (request(nan, TEXTS[0]), GenerationError, "NaN"),
+        (request(odd, TEXTS[0]), GenerationError, "the synthesis failed"),
+        (request(tiny_voice, TEXTS[0], target_seconds=1000.0), UsageError, "half to twice"),
+    ]
+    jobs: list[SpeechJob] = []
+    for wrong, _, _ in bad:
+        jobs += [engine.submit(wrong), engine.submit(good)]
+    for (_, kind, message), job in zip(bad, jobs[::2], strict=True):
+        with pytest.raises(kind, match=message):
+            list(job)
+        assert isinstance(job.error, kind)
+        assert job.done
+        assert not _frames_of_steps(job.error)
+    for job in jobs[1::2]:
+        assert relative_l2(joined(job), expected) < 1e-5
+        assert job.error is None
+
+
+def _frames_of_steps(error: BaseException | None) -> list[str]:
+    """Frames of the generator of speech that an error keeps alive, with all that they hold."""
+    names = []
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            names.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        error = error.__cause__
+    return [name for name in names if name in ("speak", "whole_segments", "decoding", "flowing")]
+
+
+def test_scores_that_break_in_the_middle_of_a_batch_end_one_job_only(
+    tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [request(tiny_voice, text, seed=n) for n, text in enumerate(TEXTS[:3])]
+    expected = [alone(tiny_tts, w) for w in good]
+    feed, broken = engine_module.feed, []
+
+    def breaking(model: Any, feeds: Any) -> Any:
+        answers = feed(model, feeds)
+        if len(feeds) == 4:
+            broken.append(1)
+            answers[3] = (answers[3][0], answers[3][1] * float("nan"))
+        return answers
+
+    monkeypatch.setattr(engine_module, "feed", breaking)
+    jobs = [engine.submit(w) for w in [*good, request(tiny_voice, TEXTS[3], min_new_tokens=30)]]
+    with pytest.raises(GenerationError, match="NaN"):
+        list(jobs[3])
+    assert broken
+    for job, one in zip(jobs[:3], expected, strict=True):
+        assert relative_l2(joined(job), one) < 1e-5
+
+
+def test_a_step_that_fails_as_a_batch_is_tried_one_by_one(
+    tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [request(tiny_voice, text, seed=n, num_beams=2) for n, text in enumerate(TEXTS[:3])]
+    expected = [alone(tiny_tts, w) for w in wanted]
+    feed, failures = engine_module.feed, []
+
+    def failing(model: Any, feeds: Any) -> Any:
+        if len(feeds) > 1:
+            failures.append(1)
+            raise RuntimeError("out of memory")
+        return feed(model, feeds)
+
+    monkeypatch.setattr(engine_module, "feed", failing)
+    jobs = [engine.submit(w) for w in wanted]
+    for job, one in zip(jobs, expected, strict=True):
+        assert relative_l2(joined(job), one) < 1e-5
+    assert failures
+
+
+def test_an_engine_that_fails_loses_what_it_has_and_goes_on(
+    tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(engine, "_decode", broken)
+    with pytest.raises(GenerationError, match="RuntimeError: a bug"):
+        list(engine.submit(request(tiny_voice, TEXTS[0])))
+    monkeypatch.undo()
+    assert len(joined(engine.submit(request(tiny_voice, TEXTS[0]))))
+
+
+def test_wrong_requests_are_refused_at_once(tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine) -> None:
+    with pytest.raises(UsageError, match="mode must be one of"):
+        engine.submit(dataclasses.replace(request(tiny_voice, TEXTS[0]), mode="fast"))
+    with pytest.raises(UsageError, match="target_seconds"):
+        engine.submit(request(tiny_voice, TEXTS[0], mode="low-latency", target_seconds=1.0))
+    with pytest.raises(UsageError, match="max_running"):
+        SpeechEngine(tiny_tts, max_running=0)
+
+
+# --- cancellation ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cancel_stops_within_a_step(tiny_voice: Voice, engine: SpeechEngine, mode: Mode) -> None:
+    def decoding(job: SpeechJob) -> bool:
+        return job.usage.codes >= 3
+
+    def flowing(job: SpeechJob) -> bool:
+        return "gpt_latents" in job.timings
+
+    for reached, changes in ((decoding, {"max_mel_tokens": 700, "min_new_tokens": 700}), (flowing, {"steps": 900})):
+        job = engine.submit(request(tiny_voice, TEXTS[0], mode=mode, **changes))
+        wait_until(lambda job=job, reached=reached: reached(job))
+        job.cancel()
+        assert job.wait(2)
+        codes = job.usage.codes
+        with pytest.raises(Cancelled):
+            list(job)
+        assert isinstance(job.error, Cancelled)
+        assert engine.running == 0
+        assert job.usage.codes == codes < 700
+
+
+def test_a_job_that_waits_can_be_cancelled(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
+    with SpeechEngine(tiny_tts, max_running=1) as engine:
+        first = engine.submit(request(tiny_voice, TEXTS[2], max_mel_tokens=700, min_new_tokens=700))
+        second, third = (engine.submit(request(tiny_voice, TEXTS[0])) for _ in range(2))
+        second.cancel()
+        with pytest.raises(Cancelled):
+            next(iter(second))
+        assert second.wait(2)
+        assert second.usage.codes == 0
+        assert not first.done
+        first.cancel()
+        assert len(joined(third))
+
+
+def test_cancelling_a_finished_job_changes_nothing(tiny_voice: Voice, engine: SpeechEngine) -> None:
+    job = engine.submit(request(tiny_voice, TEXTS[0]))
+    chunks = list(job)
+    job.cancel()
+    assert chunks[-1].is_final
+    assert job.error is None
+    assert list(job) == []
+
+
+# --- back-pressure ---
+
+
+def test_a_reader_that_sleeps_stops_its_job_but_no_other(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
+    wanted = request(tiny_voice, " ".join(TEXTS), mode="low-latency")
+    expected = alone(tiny_tts, wanted)
+    with SpeechEngine(tiny_tts, max_running=2, plan=PLAN, max_chunks=2) as engine:
+        sleeper = engine.submit(wanted)
+        wait_until(lambda: sleeper._queue.full)
+        time.sleep(0.1)
+        codes = sleeper.usage.codes
+        other = engine.submit(request(tiny_voice, TEXTS[0]))
+        assert len(joined(other))
+        assert sleeper.usage.codes == codes
+        assert len(sleeper._queue) == 2
+        assert relative_l2(joined(sleeper), expected) < 1e-5
+
+
+def test_an_idle_engine_takes_no_processor_time(tiny_voice: Voice, engine: SpeechEngine) -> None:
+    joined(engine.submit(request(tiny_voice, TEXTS[0])))
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.2
+
+
+# --- the end ---
+
+
+def test_close_lets_everything_finish(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
+    engine = SpeechEngine(tiny_tts, max_running=2)
+    jobs = [engine.submit(request(tiny_voice, text)) for text in TEXTS]
+    assert engine.close(60)
+    assert all(job.done and job.error is None for job in jobs)
+    assert all(len(joined(job)) for job in jobs)
+    assert engine.close(1)
+    with pytest.raises(UsageError, match="closed"):
+        engine.submit(request(tiny_voice, TEXTS[0]))
+
+
+def test_close_cancels_what_takes_too_long(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
+    engine = SpeechEngine(tiny_tts, max_running=1, plan=PLAN, max_chunks=1)
+    unread = engine.submit(request(tiny_voice, " ".join(TEXTS), mode="low-latency"))
+    waiting = engine.submit(request(tiny_voice, TEXTS[0]))
+    wait_until(lambda: unread._queue.full)
+    before = time.process_time()
+    assert not engine.close(0.3)
+    assert time.process_time() - before < 0.25
+    for job in (unread, waiting):
+        assert isinstance(job.error, Cancelled)
+        with pytest.raises(Cancelled):
+            list(job)
+    assert "speech-engine" not in {t.name for t in threading.enumerate() if not t.daemon}
+
+
+def test_many_short_jobs_leave_nothing_behind(tiny_voice: Voice, engine: SpeechEngine) -> None:
+    def round_of_jobs() -> None:
+        jobs = [engine.submit(request(tiny_voice, "Hello there.", seed=n, max_mel_tokens=4)) for n in range(12)]
+        for number, job in enumerate(jobs):
+            if number % 3 == 0:
+                job.cancel()
+            else:
+                joined(job)
+
+    import gc
+
+    sizes = []
+    for _ in range(3):
+        round_of_jobs()
+        wait_until(lambda: engine.running == engine.waiting == 0)
+        gc.collect()
+        sizes.append(sum(o.numel() for o in gc.get_objects() if type(o) is torch.Tensor))
+    assert sizes[2] <= sizes[0]
