@@ -215,6 +215,19 @@ def test_loss_counts_target_frames_only(monkeypatch: pytest.MonkeyPatch):
     assert loss.item() == pytest.approx(torch.cat(wanted).square().mean().item(), rel=1e-9)
 
 
+def test_loss_without_velocities_of_common_prompt_frames_is_the_same(monkeypatch: pytest.MonkeyPatch):
+    arguments, model = loss_arguments(), tiny()
+    arguments["prompt_lengths"] = torch.tensor([6, 5, 9])
+    velocity = model.velocity
+
+    def loss() -> float:
+        return flow_matching_loss(model, **arguments, generator=torch.Generator().manual_seed(0)).item()
+
+    short = loss()
+    monkeypatch.setattr(model, "velocity", lambda x, c, t, first: velocity(x, c, t)[:, first:])
+    assert short == pytest.approx(loss(), rel=1e-9)
+
+
 def test_full_dropout_hides_prompt_condition_and_style():
     arguments, model = loss_arguments(), tiny()
     arguments["prompt_lengths"] = torch.tensor([0, 0, 0])

@@ -220,6 +220,8 @@ def flow_matching_loss(
     prompt = target.where(is_prompt, 0.0) * keep
     padded = lengths if bool((lengths < frames).any()) else None
     condition = dit.condition(prompt, mu * keep, style * keep[:, :, 0], padded)
-    velocity = dit.velocity(state, condition, dit.time_tables(t))
-    error = (velocity - (target - noise)).square() * is_wanted
+    # Frames that are prompt in every item feed the attention only.
+    first = int(prompt_lengths.min())
+    velocity = dit.velocity(state, condition, dit.time_tables(t), first)
+    error = (velocity - (target - noise)[:, first:]).square() * is_wanted[:, first:]
     return error.sum() / (is_wanted.sum() * mel.shape[1])
