@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from indextts2.config import InferenceConfig
-from indextts2.errors import Cancelled, IndexTTS2Error, UsageError
+from indextts2.errors import Cancelled, GenerationError, IndexTTS2Error, UsageError
 from indextts2.inference.chunk_queue import MAX_CHUNKS, ChunkQueue, Stopwatch
 from indextts2.inference.progress import Run
 from indextts2.inference.speaking import Render, SegmentSpeech, Steps, speak
@@ -172,6 +172,16 @@ class SpeechEngine:
         return job
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread runs: false once it is closed, or something has killed it."""
+        return self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still works; it ends by `close`, and should it ever die otherwise."""
+        return self._thread.is_alive()
+
+    @property
     def running(self) -> int:
         """Jobs that are being spoken."""
         return len(self._tasks)
@@ -216,8 +226,20 @@ class SpeechEngine:
 
     # In the thread of the engine
 
-    @torch.inference_mode()
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:  # whatever ends the thread, nobody may wait for it for ever
+            with self._changed:
+                self._closing = True
+                jobs = [*self._waiting, *(task.job for task in self._tasks)]
+                self._waiting.clear()
+                self._tasks.clear()
+            for job in jobs:
+                job._end(GenerationError("the engine has died; make a new one and ask again"))
+
+    @torch.inference_mode()
+    def _serve(self) -> None:
         while self._wait_for_work():
             try:
                 self._admit()

@@ -57,7 +57,10 @@ class Guard:
             self._check_body(scope, headers)
 
     def _known_host(self, host: str) -> bool:
-        name = (urlsplit(f"//{host}").hostname or "") if host.isprintable() and "[" not in host[1:] else ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
         return is_loopback(name) or name in self.settings.allowed_hosts
 
     def _check_origin(self, scope: Scope, origin: str | None, host: str) -> None:

@@ -31,7 +31,7 @@ from indextts2.server.responses import usage_body
 from indextts2.server.routes_speech import check_format
 from indextts2.server.schemas import SpeechOptions, Text
 from indextts2.server.speech import Speech, SpeechService
-from indextts2.server.wyoming import split_sentences
+from indextts2.server.wyoming import MAX_SENTENCE_CHARACTERS, split_sentences
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,10 @@ MAX_MESSAGE_BYTES = 131_072
 MAX_PENDING_CHARACTERS = 131_072
 MAX_PIECE_CHARACTERS = 4096
 CLOSED_WELL, CLOSED_IN_ERROR = 1000, 1008
-_CLAUSE = re.compile(r"[^,;:，；：、]*[,;:，；：、]+(?:\s+|(?=[^\x00-\x7f]))")
+_CLAUSE = re.compile(r".*?(?:[,;:]+\s+|[，；：、]+\s*)", re.DOTALL)
+_MARK = re.compile(r"[.!?…。！？\n,;:，；：、]")
+# Between a mark and the place where the text is cut stand at most so many quotes and brackets.
+_TAIL_CHARACTERS = 12
 
 
 class SessionConfig(SpeechOptions):
@@ -78,7 +81,7 @@ class TextSplitter:
     def add(self, text: str) -> list[str]:
         """Parts that are complete now."""
         self._rest += text
-        if self.granularity == "none":
+        if self.granularity == "none" or not self._worth_a_look(len(text)):
             return []
         parts, self._rest = split_sentences(self._rest)
         if self.granularity == "clause":
@@ -87,6 +90,11 @@ class TextSplitter:
                 parts.append(match.group())
                 self._rest = self._rest[match.end() :]
         return [part for part in parts if speakable(part)]
+
+    def _worth_a_look(self, added: int) -> bool:
+        """Whether the end holds a mark: else text that comes by letters is not searched again and again."""
+        recent = self._rest[-added - _TAIL_CHARACTERS :]
+        return len(self._rest) > MAX_SENTENCE_CHARACTERS or _MARK.search(recent) is not None
 
     def finish(self) -> list[str]:
         """What is left when the text is complete."""
