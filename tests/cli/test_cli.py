@@ -63,6 +63,63 @@ def test_text_from_a_file_and_streaming_into_a_growing_file(infer: list[str], tm
     assert np.array_equal(soundfile.read(whole, dtype="int16")[0], soundfile.read(streamed, dtype="int16")[0])
 
 
+@pytest.fixture
+def tiny_infer(tiny_model: Path, reference: Path) -> list[str]:
+    options = ["--max-codes", "30", "--max-tokens", "24", "--num-beams", "1", "--seed", "1", "--cpu"]
+    return ["infer", "--model", str(tiny_model), "-s", str(reference / "inputs" / "spk.wav"), *options]
+
+
+def test_low_latency_writes_and_plays_the_same_samples(
+    tiny_infer: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import indextts2.audio.playback as playback
+
+    played: list[np.ndarray] = []
+
+    class Device:
+        def __init__(self, sample_rate: int) -> None:
+            self.write = played.append
+
+        def __enter__(self) -> Device:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            played.append(np.zeros(0, np.float32))
+
+    monkeypatch.setattr(playback, "Player", Device)
+    out = tmp_path / "speech.wav"
+    arguments = [*tiny_infer, "-t", "One is here. Two is here.", "-o", str(out), "--subtype", "FLOAT", "--json"]
+    assert main([*arguments, "--stream", "low-latency", "--play"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    samples, rate = soundfile.read(out, dtype="float32")
+    assert np.array_equal(np.concatenate(played), samples)
+    assert summary["seconds"] == pytest.approx(len(samples) / rate, abs=1e-3)
+    assert summary["mode"] == "low-latency"
+    assert 0 < summary["timings"]["first_audio"] < summary["timings"]["total"]
+    assert (summary["seed"], summary["codes"] > 0) == (1, True)
+    whole = tmp_path / "whole.wav"
+    assert main([*tiny_infer, "-t", "One is here. Two is here.", "-o", str(whole), "--subtype", "FLOAT"]) == 0
+    assert len(soundfile.read(whole)[0]) == len(samples)
+
+
+def test_a_text_is_spoken_while_it_arrives(tiny_infer: list[str]) -> None:
+    """The first sentence is heard before the second one is written."""
+    command = [sys.executable, "-m", "indextts2", *tiny_infer, "-t", "-", "-o", "-", "--stream", "low-latency"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("Déjà vu. Two".encode())
+        process.stdin.flush()
+        first = process.stdout.read(2000)
+        process.stdin.write(b" is here.")
+        process.stdin.close()
+        rest = process.stdout.read()
+        assert process.wait(120) == 0
+    samples, rate = soundfile.read(io.BytesIO(first + rest))
+    assert rate == 22050
+    assert len(samples) > 2 * 30 * 256
+
+
 def test_pipes_in_and_out(infer: list[str]) -> None:
     command = [sys.executable, "-m", "indextts2", *infer, "-t", "-", "-o", "-"]
     done = subprocess.run(command, input=b"Hello world.", capture_output=True, check=True, timeout=120)
@@ -151,6 +208,9 @@ def test_an_unknown_device_is_refused(infer: list[str], capsys: pytest.CaptureFi
         (["-t", "Hi there", "--emotion-alpha", "0.5"], 2, "none is given"),
         (["-t", "Hi there", "-o", "-", "--json"], 2, "standard output"),
         (["-t", "Hi there", "-o", "a.mp3", "--stream"], 2, "--stream writes WAV"),
+        (["-t", "Hi there", "--plot", "a.png", "--stream"], 2, "leave --stream out"),
+        (["-t", "Hi there", "--target-seconds", "1", "--stream", "low-latency"], 2, "target_seconds"),
+        (["-t", "Hi there", "--subtype", "PCM_24", "--stream"], 4, "PCM_16 or FLOAT"),
         (["-t", "Hi there", "-o", "speech.exe"], 4, "exe"),
         (["--text-file", "absent.txt"], 3, "absent.txt"),
     ],

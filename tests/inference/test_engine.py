@@ -248,6 +248,26 @@ def test_an_engine_that_fails_loses_what_it_has_and_goes_on(
     assert len(joined(engine.submit(request(tiny_voice, TEXTS[0]))))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_an_engine_that_was_killed(
+    tiny_tts: IndexTTS2, tiny_voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SpeechEngine(tiny_tts, max_running=1)
+
+    def killed(_: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "_decode", killed)
+    jobs = [engine.submit(request(tiny_voice, TEXTS[0])) for _ in range(2)]
+    for job in jobs:
+        with pytest.raises(GenerationError, match="has died"):
+            list(job)
+    wait_until(lambda: not engine.alive)
+    with pytest.raises(UsageError, match="closed"):
+        engine.submit(request(tiny_voice, TEXTS[0]))
+    assert engine.close(1)
+
+
 def test_wrong_requests_are_refused_at_once(tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine) -> None:
     with pytest.raises(UsageError, match="mode must be one of"):
         engine.submit(dataclasses.replace(request(tiny_voice, TEXTS[0]), mode="fast"))
@@ -335,7 +355,9 @@ def test_an_idle_engine_takes_no_processor_time(tiny_voice: Voice, engine: Speec
 def test_close_lets_everything_finish(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
     engine = SpeechEngine(tiny_tts, max_running=2)
     jobs = [engine.submit(request(tiny_voice, text)) for text in TEXTS]
+    assert engine.alive
     assert engine.close(60)
+    assert not engine.alive
     assert all(job.done and job.error is None for job in jobs)
     assert all(len(joined(job)) for job in jobs)
     assert engine.close(1)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indextts2.cli import options
+from indextts2.cli import live, options
 from indextts2.cli.console import ProgressBar, say
 from indextts2.config import ModelConfig
 from indextts2.errors import UsageError
 from indextts2.inference.named_voices import resolve_speaker
 
 if TYPE_CHECKING:
-    from indextts2.inference.pipeline import IndexTTS2
     from indextts2.types import SpeechResult
 
 
@@ -40,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_generation_options(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--subtype", metavar="NAME", help="sample format, for example FLOAT or PCM_24 in WAV [PCM_16]")
-    group.add_argument("--stream", action="store_true", help="write each segment as soon as it is spoken (WAV)")
+    live.add_stream_option(group)
     group.add_argument("--play", action="store_true", help="play it (with --stream: while it is made)")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw waveform, mel and segments")
     group.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
@@ -49,57 +47,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.json and args.output == "-":
         raise UsageError("--json and --output - both want standard output; give the audio a file name")
-    if args.stream and args.output != "-" and Path(args.output).suffix.lower() != ".wav":
-        raise UsageError(f"--stream writes WAV; {args.output} asks for another format")
+    if args.stream is not None:
+        live.check(args)
     from indextts2.audio.formats import output_format
 
     if args.output != "-":
         output_format(Path(args.output).suffix, args.subtype)  # a format that cannot be written is refused at once
     emotion = options.emotion(args)
     options.inference_config(args, ModelConfig())  # a wrong value is reported before weights are read
-    text = options.read_text(args)
+    arriving = args.stream is not None and options.reads_standard_input(args)
+    text = live.arriving_text() if arriving else options.read_text(args)
     with options.load_tts(args) as tts:
         config = options.inference_config(args, tts.config)
         model = str(tts.directory.path) if tts.directory else ""
         speaker = resolve_speaker(args.speaker)
-        with ProgressBar() as bar, ExitStack() as stack:
-            sinks = _sinks(args, tts, stack)
-
-            def on_segment(samples: Any) -> None:
-                for sink in sinks:
-                    sink(samples)
-
-            result = tts.infer(text, speaker, emotion, config, on_progress=bar, on_samples=on_segment)
-        if not args.stream:
-            _write(args.output, args.subtype, result)
-        if args.play and not args.stream:
-            from indextts2.audio.playback import play
-            from indextts2.types import Waveform
-
-            play(Waveform(result.samples, result.sample_rate))
-    if args.plot is not None:
-        from indextts2.cli.plot import plot_result
-
-        plot_result(result, args.plot)
-    summary = {"model": model, **summarise(result, args.output)}
+        if args.stream is not None:
+            summary = {"model": model, **live.run_stream(args, tts, text, speaker, emotion, config)}
+        else:
+            assert isinstance(text, str)
+            with ProgressBar() as bar:
+                result = tts.infer(text, speaker, emotion, config, on_progress=bar)
+            _deliver(args, result)
+            summary = {"model": model, **summarise(result, args.output)}
     say(summary_line(summary))
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
     return 0
 
 
-def _sinks(args: argparse.Namespace, tts: IndexTTS2, stack: ExitStack) -> list[Any]:
-    """Where samples go while they are made: a growing file or standard output, and the loudspeaker."""
-    if not args.stream:
-        return []
-    from indextts2.audio.playback import Player
-    from indextts2.audio.writer import StreamingWavWriter
-
-    target = sys.stdout.buffer if args.output == "-" else args.output
-    sinks = [stack.enter_context(StreamingWavWriter(target, tts.sample_rate)).write]
+def _deliver(args: argparse.Namespace, result: SpeechResult) -> None:
+    """Write, play and draw a whole result, as the options ask."""
+    _write(args.output, args.subtype, result)
     if args.play:
-        sinks.append(stack.enter_context(Player(tts.sample_rate)).write)
-    return sinks
+        from indextts2.audio.playback import play
+        from indextts2.types import Waveform
+
+        play(Waveform(result.samples, result.sample_rate))
+    if args.plot is not None:
+        from indextts2.cli.plot import plot_result
+
+        plot_result(result, args.plot)
 
 
 def _write(output: str, subtype: str | None, result: SpeechResult) -> None:

@@ -163,6 +163,11 @@ def emotion(args: argparse.Namespace) -> EmotionInput:
     return None
 
 
+def reads_standard_input(args: argparse.Namespace) -> bool:
+    """Whether the text comes from standard input."""
+    return args.text == "-" or (args.text_file is not None and str(args.text_file) == "-")
+
+
 def read_text(args: argparse.Namespace) -> str:
     """The text that the options name.
 

@@ -29,6 +29,7 @@ from indextts2.config import InferenceConfig, ModelConfig, ResolvedConfig, load_
 from indextts2.errors import CheckpointError, ConfigError, UsageError
 from indextts2.inference import stages
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
+from indextts2.inference.named_voices import resolve_speaker
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
 from indextts2.inference.speaking import SegmentSpeech, speak, speak_alone
 from indextts2.inference.streaming import Mode, SpeechStream
@@ -181,7 +182,7 @@ class IndexTTS2:
 
     @torch.inference_mode()
     def voice(self, speaker: Speaker, name: str = "", run: Run | None = None) -> Voice:
-        """The Voice of reference audio, a voice file or a Voice; computed once per content.
+        """The Voice of reference audio, a voice file, a named voice or a Voice; computed once per content.
 
         Raises:
             AudioError: the audio is unreadable, too short, silent or not finite.
@@ -192,7 +193,7 @@ class IndexTTS2:
             return speaker.check_model(models.fingerprint).to(models.device)
         if isinstance(speaker, (str, Path)) and Path(speaker).suffix == VOICE_SUFFIX:
             return Voice.load(speaker).check_model(models.fingerprint).to(models.device)
-        reference = load_reference(speaker)
+        reference = load_reference(resolve_speaker(speaker) if isinstance(speaker, str) else speaker)
         make_run = run or Run()
         voice = self._voices.get(content_key(reference), lambda: stages.encode_voice(models, reference, make_run))
         return dataclasses.replace(voice, name=name) if name else voice
@@ -313,7 +314,7 @@ class IndexTTS2:
             segments=tuple(segments),
             seed=options.seed,
             timings=run.timings,
-            metadata=self._metadata(options),
+            metadata=self.metadata(options),
         )
 
     def infer_with_emotion(
@@ -397,8 +398,8 @@ class IndexTTS2:
             )
         return factor
 
-    def _metadata(self, config: ResolvedConfig) -> dict[str, str]:
-        """Provenance that is written into every file."""
+    def metadata(self, config: ResolvedConfig) -> dict[str, str]:
+        """Provenance, to be written into every file."""
         from indextts2 import __version__
 
         return {

@@ -82,9 +82,9 @@ class SpeechStream(Iterator[AudioChunk]):
     """The chunks of one text; see `IndexTTS2.stream`.
 
     The last chunk says `is_final`. Where a text was still arriving, its end is known only after the last sound: then
-    the final chunk is empty. `seed` is the one in use, `run` holds the counts of text tokens, codes and segments, and
-    `timings` the seconds spent in each stage, until the first audio (`first_audio`) and in all (`total`); time in which
-    the reader did other things is counted too.
+    the final chunk is empty. `seed` is the one in use, `metadata` the provenance for files, `run` holds the counts of
+    text tokens, codes and segments, and `timings` the seconds spent in each stage, until the first audio
+    (`first_audio`) and in all (`total`); time in which the reader did other things is counted too.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class SpeechStream(Iterator[AudioChunk]):
         options = (config or InferenceConfig()).resolved(tts.config)
         self.seed = options.seed
         self.sample_rate = tts.sample_rate
+        self.metadata = tts.metadata(options)
         self.run = Run(on_progress, cancel)
         steps = speak(tts, text, speaker, emotion, options, self.run, render_of(mode, options, plan))
         self._chunks = self._make(speak_alone(tts, steps), ChunkMaker(tts, options, isinstance(text, str)))
@@ -211,8 +212,8 @@ class StreamingSynthesizer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop(10.0 if kind is None else 1.0)
 
 
 def as_typed_error(error: Exception) -> IndexTTS2Error:
