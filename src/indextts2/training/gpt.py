@@ -298,7 +298,7 @@ def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, R
         write_alignment(corpus, load_recogniser(work))
     alignment = np.load(corpus.folder / "alignment.npy")
     stage = GPTStage(corpus, embedded_model_config().gpt, build(GPTStageConfig, changes or {}, "stage"), alignment)
-    return stage, RunConfig(output=str(work / "gpt"), minutes=75, learning_rate=1.5e-3, warmup_steps=100)
+    return stage, RunConfig(output=str(work / "gpt"), minutes=75, learning_rate=7e-4, warmup_steps=60)
 
 
 def load_stage(work: Path, device: str) -> GPTStage:
