@@ -9,6 +9,9 @@ export class ApiError extends Error {
   }
 }
 
+/** Something that the user has to do first, in a sentence. */
+export class Mistake extends Error {}
+
 export const apiKey = {
   get: () => sessionStorage.getItem(KEY) ?? "",
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
@@ -69,9 +72,9 @@ function post(body, signal) {
   });
 }
 
-/** The speech as a file of `format`, complete. */
-export async function speechFile(body, format, signal) {
-  const response = await post({ ...body, response_format: format }, signal);
+/** The speech as a complete file of `format`. */
+export async function speechFile(body, format) {
+  const response = await post({ ...body, response_format: format, stream: false });
   return response.blob();
 }
 

@@ -1,6 +1,6 @@
 // Start reading here: puts the parts of the page together.
 
-import { ApiError, apiKey, health, models, speechFile, speechStream } from "./api.js";
+import { ApiError, apiKey, health, Mistake, models, speechFile, speechStream } from "./api.js";
 import { Clip } from "./clip.js";
 import { EmotionPanel } from "./emotion.js";
 import { History } from "./history.js";
@@ -39,8 +39,8 @@ const say = (text) => (byId("status").textContent = text);
 
 function showError(error) {
   if (error.name === "AbortError") return;
-  const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-  byId("error-text").textContent = error.message + wait;
+  const wait = error.retryAfter ? ` (in ${error.retryAfter} s)` : "";
+  byId("error-text").textContent = error.message.charAt(0).toUpperCase() + error.message.slice(1) + wait;
   const facts = [error.status || "", error.code ?? "", error.requestId ? `request ${error.requestId}` : ""];
   byId("error-fine").textContent = facts.filter(Boolean).join(" · ");
   byId("error").hidden = false;
@@ -49,7 +49,7 @@ function showError(error) {
   const field = byId(fields[error.param] ?? "") ?? null;
   field?.setAttribute("aria-invalid", "true");
   if (error.status === 401) openKey();
-  if (!(error instanceof ApiError) && !error.expected) console.error(error);
+  if (!(error instanceof ApiError || error instanceof Mistake)) console.error(error);
 }
 
 function clearError() {
@@ -61,7 +61,7 @@ function clearError() {
 function mistake(message, id) {
   byId(id)?.focus();
   byId(id)?.setAttribute("aria-invalid", "true");
-  return Object.assign(new Error(message), { expected: true });
+  return new Mistake(message);
 }
 
 function serverState(state, text) {
@@ -104,13 +104,7 @@ async function requestBody() {
     }
     body.seed = Number(seed);
   }
-  for (const part of [voices, emotion]) {
-    try {
-      Object.assign(body, await part.fields());
-    } catch (error) {
-      throw Object.assign(error, { expected: true });
-    }
-  }
+  Object.assign(body, await voices.fields(), await emotion.fields());
   return body;
 }
 

@@ -1,6 +1,6 @@
 // The emotion of a request: none, eight faders, or a clip; with a strength.
 
-import { dataUrl } from "./api.js";
+import { dataUrl, Mistake } from "./api.js";
 import { ClipField } from "./clipfield.js";
 import { drawFace } from "./face.js";
 
@@ -38,6 +38,7 @@ export class EmotionPanel {
     const input = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 1, step: 0.05, value: 0 });
     input.setAttribute("orient", "vertical");
     input.id = `emotion-${name}`;
+    input.setAttribute("aria-label", name);
     const text = Object.assign(document.createElement("span"), { textContent: name });
     const value = document.createElement("output");
     value.htmlFor = input.id;
@@ -82,10 +83,10 @@ export class EmotionPanel {
     return Number(byId("strength").value);
   }
 
-  /** The fields of the request. Throws an Error with a sentence to show when something is missing. */
+  /** The fields of the request. Throws a Mistake when something is missing. */
   async fields() {
     if (this.kind === "clip") {
-      if (!this.clip.file) throw new Error("Choose or record the clip that has the emotion, or take it from the voice.");
+      if (!this.clip.file) throw new Mistake("Choose or record the clip that has the emotion, or take it from the voice.");
       return { emotion_audio: await dataUrl(this.clip.file), emotion_alpha: this.#alpha };
     }
     if (this.kind === "mix" && this.positions.some(Boolean)) {

@@ -119,7 +119,7 @@ export class Player extends EventTarget {
     const buffer = context.createBuffer(1, samples.length, clip.sampleRate);
     buffer.copyToChannel(samples, 0);
     const source = new AudioBufferSourceNode(context, { buffer });
-    source.connect(this.output ?? context.destination);
+    source.connect(context.destination);
     source.onended = () => this.sources.delete(source);
     source.start(this.origin + this.scheduled / clip.sampleRate);
     this.sources.add(source);

@@ -1,6 +1,6 @@
 // The choice of a voice: those of the server, and one's own clip.
 
-import { dataUrl, deleteVoice, keepVoice, voices as listVoices } from "./api.js";
+import { dataUrl, deleteVoice, keepVoice, Mistake, voices as listVoices } from "./api.js";
 import { ClipField } from "./clipfield.js";
 
 const byId = (id) => document.getElementById(id);
@@ -83,10 +83,10 @@ export class VoicePanel extends EventTarget {
     this.own.draw();
   }
 
-  /** The fields of the request. Throws an Error with a sentence to show when there is no voice. */
+  /** The fields of the request. Throws a Mistake when there is no voice. */
   async fields() {
     if (this.chosen !== OWN) return { voice: this.chosen };
-    if (!this.own.file) throw new Error("Record a voice, choose a file, or pick one of the voices above.");
+    if (!this.own.file) throw new Mistake("Record a voice, choose a file, or pick one of the voices above.");
     return { ref_audio: await dataUrl(this.own.file) };
   }
 
@@ -114,8 +114,8 @@ export class VoicePanel extends EventTarget {
     const button = byId("keep-save");
     button.disabled = true;
     try {
-      if (!name) throw new Error("Give the voice a name.");
-      if (!byId("keep-consent").checked) throw new Error("A voice can be kept only with the consent of its owner: tick the box.");
+      if (!name) throw new Mistake("Give the voice a name.");
+      if (!byId("keep-consent").checked) throw new Mistake("A voice can be kept only with the consent of its owner: tick the box.");
       await keepVoice(this.own.file, name);
       await this.load();
       this.choose(name);
