@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ import pytest
 from indextts2.config import InferenceConfig
 from indextts2.errors import Cancelled, TextError, UsageError
 from indextts2.inference.engine import SpeechRequest
+from indextts2.server.app import create_app
+from indextts2.server.settings import ServerSettings
 from indextts2.server.wyoming import MAX_SENTENCE_CHARACTERS, MAX_TEXT_CHARACTERS, WyomingServer, split_sentences
 from indextts2.server.wyoming_events import MAX_DATA_BYTES, MAX_LINE_BYTES, MAX_PAYLOAD_BYTES
 from indextts2.types import AudioChunk
+from tests.page.tone_engine import HumEngine, hum
 
 pytest.importorskip("wyoming", reason="the client of the Wyoming protocol comes with the extra `dev`")
 from wyoming.audio import AudioChunk as AudioChunkEvent
@@ -154,6 +158,7 @@ def test_synthesize_gives_the_audio_of_the_engine() -> None:
                 events = await receive(client, AudioStop.is_type)
                 start = AudioStart.from_event(events[0])
                 assert (start.rate, start.width, start.channels) == (RATE, 2, 1)
+                assert events[0].data["provenance"].startswith("synthetic speech")
                 assert {event.type for event in events[1:-1]} == {"audio-chunk"}
                 assert audio_of(events) == pcm(tone(text))
                 assert AudioStop.from_event(events[-1]).timestamp == len(tone(text)) * 1000 // RATE
@@ -400,3 +405,26 @@ def test_text_without_marks_is_cut_at_a_space() -> None:
     sentences, rest = split_sentences(text[:-1])
     assert "".join([*sentences, rest]) == text[:-1]
     assert len(rest) <= MAX_SENTENCE_CHARACTERS
+
+
+def test_it_is_part_of_the_server(tmp_path: Path) -> None:
+    """`--wyoming-port` speaks with the same engine, in turn with the requests that come over HTTP."""
+    engine = HumEngine()
+    settings = ServerSettings(voices_directory=tmp_path, wyoming_port=0)
+    app = create_app(settings, lambda: engine)
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            state = app.state.server
+            async with AsyncTcpClient(state.wyoming.host, state.wyoming.port) as client:
+                await client.write_event(Describe().event())
+                (program,) = Info.from_event(await client.read_event()).tts
+                await client.write_event(Synthesize("Hello, slowly.", SynthesizeVoice(program.voices[0].name)).event())
+                assert AudioStart.is_type((await client.read_event()).type)
+                assert state.admission.inside == 1
+                engine.gate.set()
+                events = await receive(client, AudioStop.is_type)
+            assert audio_of(events) == pcm(hum("Hello, slowly.", 0))
+            assert state.admission.inside == 0
+
+    asyncio.run(asyncio.wait_for(run(), 60))

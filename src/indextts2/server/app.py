@@ -57,7 +57,9 @@ class ServerState:
         self.service = SpeechService(settings, self.host, self.library, self.admission, self.metrics)
         self.wyoming: WyomingServer | None = None
         if settings.wyoming_port is not None:
-            self.wyoming = WyomingServer(self.host, self.library, settings.wyoming_address, settings.wyoming_port)
+            self.wyoming = WyomingServer(
+                self.host, self.library, settings.wyoming_address, settings.wyoming_port, admit=self.admission.visit
+            )
         self.failure: BaseException | None = None
 
     @property

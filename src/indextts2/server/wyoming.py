@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BYTES_PER_SAMPLE = 2
+PROVENANCE = f"synthetic speech; indextts2 {__version__}"
 EVENT_SAMPLES = 4096
 MAX_TEXT_CHARACTERS = 131_072
 MAX_SENTENCE_CHARACTERS = 1000
@@ -293,7 +294,7 @@ class _Connection:
             async for chunk in chunks:
                 if not layout:
                     layout = {"rate": chunk.sample_rate, "width": BYTES_PER_SAMPLE, "channels": 1}
-                    await self._send(Event("audio-start", layout | {"timestamp": 0}))
+                    await self._send(Event("audio-start", layout | {"timestamp": 0, "provenance": PROVENANCE}))
                 for start in range(0, len(chunk.samples), EVENT_SAMPLES):
                     samples = chunk.samples[start : start + EVENT_SAMPLES]
                     timestamp = samples_sent * 1000 // chunk.sample_rate
