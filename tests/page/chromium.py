@@ -36,6 +36,7 @@ KEYS = {
     "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39,
     "ArrowDown": 40, "Tab": 9,
 }  # fmt: skip
+ALT = 1
 CONTROL = 2
 
 
@@ -181,7 +182,8 @@ class Page:
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press and release a key: a character or a name in `KEYS`."""
         code = KEYS.get(key, ord(key[0]))
-        facts = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        name = f"Key{key.upper()}" if len(key) == 1 and key.isalpha() else key
+        facts = {"key": key, "code": name, "windowsVirtualKeyCode": code, "modifiers": modifiers}
         characters = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         text = {"text": characters} if characters and not modifiers else {}
         self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **facts, **text)

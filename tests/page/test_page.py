@@ -21,7 +21,7 @@ from indextts2.inference.emotion import EmotionAudio, EmotionVector
 from indextts2.models.emotion.vector import normalize_emotion_vector
 from indextts2.server.app import PAGE
 from tests.conftest import relative_l2
-from tests.page.chromium import CONTROL, Browser, Page
+from tests.page.chromium import ALT, CONTROL, Browser, Page
 from tests.page.conftest import KEY, Served, add_voice, voice_file
 from tests.page.tone_engine import RATE, HumJob, hum
 
@@ -219,10 +219,9 @@ def test_position_can_be_moved_by_keys_and_mouse(page: Page) -> None:
     page.click("#wave")
     duration = float(page.run("document.getElementById('picture').getAttribute('aria-valuemax')"))
     assert float(page.run(position)) == pytest.approx(duration / 2, abs=0.06)
-    page.press(" ")
-    assert page.run("document.getElementById('play').getAttribute('aria-label')") == "Pause"
-    page.press(" ")
-    assert page.run("document.getElementById('play').getAttribute('aria-label')") == "Play"
+    for key, modifiers, then in ((" ", 0, "Pause"), (" ", 0, "Play"), ("p", ALT, "Pause"), ("p", ALT, "Play")):
+        page.press(key, modifiers)
+        assert page.run("document.getElementById('play').getAttribute('aria-label')") == then
 
 
 # --- emotion ---
@@ -589,6 +588,15 @@ def test_only_the_server_is_asked_and_foreign_scripts_do_not_run(page: Page, ser
     assert any("policy" in problem.lower() for problem in page.problems)
     assert page.blocked == ["http://192.0.2.1/spy.png"]
     page.problems.clear()
+
+
+def test_headers_of_the_page(served: Served) -> None:
+    for path in ("", "app.js"):
+        headers = httpx.get(served.url + path).headers
+        assert "script-src 'self'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["cache-control"] == "no-cache"
+        assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_markup_has_no_inline_code() -> None:

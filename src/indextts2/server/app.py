@@ -36,8 +36,13 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {
-    "Content-Security-Policy": "frame-ancestors 'none'; object-src 'none'; base-uri 'none'; form-action 'self'",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "Cache-Control": "no-cache",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
 }
 REASONS = {401: "unauthorized", 413: "too_large", 429: "queue_full", 503: "unavailable"}
 IDLE_CHECK_SECONDS = 1.0

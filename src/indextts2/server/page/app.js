@@ -442,12 +442,12 @@ systemDark.addEventListener("change", redraw);
 new ResizeObserver(redraw).observe(byId("picture"));
 
 addEventListener("keydown", (event) => {
-  if (document.querySelector("dialog[open]")) return;
+  if (event.isComposing || document.querySelector("dialog[open]")) return;
   const typing = event.target.matches?.("textarea, input:not([type=radio], [type=range], [type=checkbox]), select");
   if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
     if (!running) byId("form").requestSubmit();
   } else if (event.key === "Escape" && running) running.abort();
-  else if (event.ctrlKey && event.key === " ") toggle();
+  else if (event.altKey && event.code === "KeyP") toggle();
   else if (event.key === "?" && !typing) byId("help-dialog").showModal();
   else return;
   event.preventDefault();

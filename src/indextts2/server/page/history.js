@@ -2,7 +2,7 @@
 
 import { drawWave } from "./picture.js";
 
-const MAX_SECONDS = 1800;
+const MAX_SECONDS = 900;
 
 /** Events: "open" (hear it again), "reuse" (back into the form), each with the entry as detail. */
 export class History extends EventTarget {

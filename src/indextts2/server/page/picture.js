@@ -11,13 +11,16 @@ const palettes = {
   dark: ["#14161d", "#241a36", "#4b1f54", "#852a5b", "#c23f52", "#f0703f", "#fbb35f", "#fff2cf"],
 };
 
+/** 256 colours as the pixels of an ImageData. */
 function table(stops) {
   const colours = stops.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-  return Array.from({ length: 256 }, (_, i) => {
-    const at = (i / 255) * (colours.length - 1);
+  const bytes = Uint8ClampedArray.from({ length: 1024 }, (_, i) => {
+    if (i % 4 === 3) return 255;
+    const at = (Math.floor(i / 4) / 255) * (colours.length - 1);
     const low = Math.min(Math.floor(at), colours.length - 2);
-    return colours[low].map((c, k) => Math.round(c + (colours[low + 1][k] - c) * (at - low)));
+    return colours[low][i % 4] + (colours[low + 1][i % 4] - colours[low][i % 4]) * (at - low);
   });
+  return new Uint32Array(bytes.buffer);
 }
 const tables = { light: table(palettes.light), dark: table(palettes.dark) };
 
@@ -71,6 +74,7 @@ function drawMel(canvas, clip, seconds) {
   const columns = Math.min(width, Math.ceil(clip.mel.count / perColumn));
   if (columns < 1) return;
   const image = new ImageData(columns, BANDS);
+  const pixels = new Uint32Array(image.data.buffer);
   const palette = tables[isDark() ? "dark" : "light"];
   for (let x = 0; x < columns; x++) {
     const first = Math.min(clip.mel.count - 1, Math.floor(x * perColumn));
@@ -79,7 +83,7 @@ function drawMel(canvas, clip, seconds) {
       let value = -Infinity;
       for (let frame = first; frame < last; frame++) value = Math.max(value, clip.mel.frames[frame * BANDS + band]);
       const level = Math.max(0, Math.min(255, Math.round(((value - FLOOR) / (CEILING - FLOOR)) * 255)));
-      image.data.set([...palette[level], 255], 4 * ((BANDS - 1 - band) * columns + x));
+      pixels[(BANDS - 1 - band) * columns + x] = palette[level];
     }
   }
   const strip = new OffscreenCanvas(columns, BANDS);
