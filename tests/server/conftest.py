@@ -63,6 +63,14 @@ def error_of(response: Any, status: int = 400) -> dict[str, Any]:
 
 
 @pytest.fixture
+def packaged_voices(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The voices that come with the package: none, unless a test puts some here."""
+    voices: dict[str, Path] = {}
+    monkeypatch.setattr("indextts2.server.voices.named_voices", lambda: voices)
+    return voices
+
+
+@pytest.fixture
 def script() -> Script:
     return Script()
 
@@ -76,7 +84,9 @@ def make_settings(tmp_path: Path) -> Callable[..., ServerSettings]:
 
 
 @pytest.fixture
-def make_client(script: Script, make_settings: Callable[..., ServerSettings]) -> Iterator[Callable[..., TestClient]]:
+def make_client(
+    script: Script, make_settings: Callable[..., ServerSettings], packaged_voices: dict[str, Path]
+) -> Iterator[Callable[..., TestClient]]:
     """Make a client of a ready server with these settings, which has a voice."""
     clients: list[TestClient] = []
 
@@ -104,7 +114,9 @@ def client(make_client: Callable[..., TestClient]) -> TestClient:
 
 
 @pytest.fixture
-def live(script: Script, make_settings: Callable[..., ServerSettings]) -> Iterator[Callable[..., LiveServer]]:
+def live(
+    script: Script, make_settings: Callable[..., ServerSettings], packaged_voices: dict[str, Path]
+) -> Iterator[Callable[..., LiveServer]]:
     """Make a server on a real port; it has a voice if the voices directory got one before."""
     from contextlib import ExitStack
 

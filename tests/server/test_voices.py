@@ -120,13 +120,28 @@ def test_a_voice_that_was_replaced_is_read_again(registry: VoiceRegistry) -> Non
     assert registry.get("a").model == "e" * 32
 
 
-def test_default_voice_and_unknown_names(registry: VoiceRegistry) -> None:
+def test_default_voice_and_unknown_names(registry: VoiceRegistry, packaged_voices: dict[str, Path]) -> None:
     library = VoiceLibrary(registry, {"alloy": "first"})
+    with pytest.raises(UsageError, match="there is no voice yet"):
+        library.speaker(None)
     registry.add("first", make_voice(), FACTS)
-    if len(library.names()) == 2:  # an installation without voices of its own
-        assert library.speaker(None) == library.speaker("default") == library.speaker("alloy")
+    assert library.speaker(None) is library.speaker("default") is library.speaker("alloy") is registry.get("first")
+    assert library.speaker(None) is not None
+    packaged_voices["ada"] = Path("ada.opus")
+    assert library.names() == ["ada", "first", "alloy"]
+    assert library.speaker(None) == library.speaker("ada") == Path("ada.opus")
     with pytest.raises(UsageError, match="there is no voice 'nobody'"):
         library.speaker("nobody")
+
+
+def test_packaged_voices_can_be_spoken_with_but_not_replaced(
+    client: Any, script: Script, packaged_voices: dict[str, Path]
+) -> None:
+    packaged_voices["ada"] = Path("ada.opus")
+    assert say(client, voice="ada").status_code == 200
+    assert script.engines[0].tts.encoded == [Path("ada.opus")]
+    assert error_of(upload(client, "ADA"), 409)["code"] == "voice_exists"
+    error_of(client.delete("/v1/audio/voices/ada"), 404)
 
 
 def test_directory_that_cannot_be_used(tmp_path: Path) -> None:

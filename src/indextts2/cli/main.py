@@ -19,6 +19,7 @@ from indextts2.errors import IndexTTS2Error
 
 COMMANDS = {
     "infer": "speak a text in the voice of a reference",
+    "serve": "serve speech over HTTP, for OpenAI's clients and a web page",
     "info": "dimensions and parameter counts of a model",
     "voice": "make and show voice files",
     "check": "what a model directory holds and what it lacks",

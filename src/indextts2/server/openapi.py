@@ -28,7 +28,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning} for status, meaning in _MEANINGS.items()
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_EVENTS = {"schema": {"type": "string"}}
+_EVENTS = {
+    "schema": {
+        "type": "object",
+        "description": "JSON in data: speech.audio.delta with base64 audio, speech.audio.done with usage, or an error",
+        "properties": {"data": {"type": "string"}},
+        "required": ["data"],
+    }
+}
 SPEECH_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "audio, or server-sent events with stream_format sse",

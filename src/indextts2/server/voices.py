@@ -161,9 +161,14 @@ class VoiceLibrary:
         self.aliases = dict(aliases)
 
     def names(self) -> list[str]:
-        """Names of all voices, the default one first, aliases last."""
+        """Names of all voices, the default one first, aliases of voices that are there last."""
+        names = self._own_names()
+        keys = {name_key(name) for name in names}
+        return names + [alias for alias, name in self.aliases.items() if name_key(name) in keys and alias not in names]
+
+    def _own_names(self) -> list[str]:
         names = [*named_voices(), *(voice.name for voice in self.registry.all())]
-        return list(dict.fromkeys([*names, *self.aliases]))
+        return list(dict.fromkeys(names))
 
     def check_free(self, name: str) -> None:
         """ApiError 409 when `name` is a voice of the package, an alias, reserved, or `VoiceRegistry.check_free`."""
@@ -181,7 +186,7 @@ class VoiceLibrary:
         """
         wanted = self.aliases.get(name, name) if name is not None else None
         if wanted is None or wanted == DEFAULT_NAME:
-            wanted = next(iter(self.names()), None)
+            wanted = next(iter(self._own_names()), None)
             if wanted is None:
                 raise UsageError("there is no voice yet; upload one to /v1/audio/voices or send ref_audio")
         if (packaged := named_voices().get(wanted)) is not None:
