@@ -17,6 +17,7 @@ import soundfile
 import uvicorn
 
 from indextts2.server.app import create_app
+from indextts2.server.model_host import Engine
 from indextts2.server.settings import ServerSettings
 from tests.page.chromium import EXECUTABLE, Browser, Page
 from tests.page.tone_engine import HumEngine, hum
@@ -47,11 +48,11 @@ def voice_file(seconds: float = 3.0, container: str = "WAV") -> bytes:
     return file.getvalue()
 
 
-def serve(folder: Path, **settings: object) -> Served:
-    """Start a server on a free port; its voices lie in `folder`."""
+def serve(folder: Path, make_engine: Callable[[], Engine] | None = None, **settings: object) -> Served:
+    """Start a server on a free port; its voices lie in `folder`. It hums unless it is given another engine."""
     engine = HumEngine()
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(ServerSettings(voices_directory=folder, **settings), lambda: engine)
+    app = create_app(ServerSettings(voices_directory=folder, **settings), make_engine or (lambda: engine))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

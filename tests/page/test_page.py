@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -15,15 +16,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from indextts2 import GenerationConfig, IndexTTS2, InferenceConfig
 from indextts2.audio.features import log_mel
 from indextts2.audio.formats import pcm16
 from indextts2.inference.emotion import EmotionAudio, EmotionVector
+from indextts2.inference.engine import SpeechEngine
+from indextts2.inference.streaming import Mode
 from indextts2.models.emotion.vector import normalize_emotion_vector
 from indextts2.server.app import PAGE
 from tests.conftest import relative_l2
 from tests.page.chromium import ALT, CONTROL, Browser, Page
 from tests.page.conftest import KEY, Served, add_voice, voice_file
 from tests.page.tone_engine import RATE, HumJob, hum
+from tests.tiny import tiny_model_config, write_tiny_model
 
 pytestmark = pytest.mark.page
 
@@ -136,6 +141,30 @@ def test_type_press_hear_and_see(page: Page, served: Served) -> None:
     assert page.text("#seed-use") == str(job.request.config.seed)
     assert page.text("#clock-all") == f"0:{len(expected(job)) / RATE:04.1f}"
     assert "seconds of speech" in page.text("#status")
+
+
+@pytest.mark.parametrize("latency", ["exact", "low-latency"])
+def test_it_plays_what_the_library_computes(
+    browser: Browser, start_server: Callable[..., Served], tmp_path: Path, latency: Mode
+) -> None:
+    generation = GenerationConfig(max_mel_tokens=48, num_beams=1)
+    config = dataclasses.replace(tiny_model_config(), generation=generation)
+    tts = IndexTTS2.from_pretrained(write_tiny_model(tmp_path / "model", config), device="cpu")
+    served = start_server(make_engine=lambda: SpeechEngine(tts))
+    with browser.page(served.url) as page:
+        listen(page)
+        page.run(f"document.getElementById('latency').value = {latency!r}")
+        drop(page, "#text", voice_file(2.0), "me.wav")
+        page.wait("!document.getElementById('keep').hidden")
+        speak(page, "One sentence. And one more.")
+        page.wait("document.getElementById('stage').dataset.state === 'ended'")
+        played, _ = scheduled(page)
+        options = InferenceConfig(generation=generation, seed=int(page.text("#seed-use")))
+    voice = tts.voice(voice_file(2.0))
+    chunks = tts.stream("One sentence. And one more.", voice, config=options, mode=latency)
+    computed = np.concatenate([chunk.samples for chunk in chunks])
+    assert relative_l2(played, pcm16(computed) / 32768) < 1e-3
+    assert np.abs(played).max() > 0.01
 
 
 def test_it_is_heard_while_it_is_generated_and_survives_a_pause_of_the_server(page: Page, served: Served) -> None:

@@ -63,6 +63,21 @@ export function drawWave(canvas, clip, seconds = clip.duration, played = 0) {
   });
 }
 
+/** What is there before anything was said: a sketch of a waveform. */
+function drawIdle(canvas) {
+  const { context, width, height } = fit(canvas);
+  const columns = Math.max(1, Math.floor(width / 5));
+  context.fillStyle = colour("--line");
+  for (let i = 0; i < columns; i++) {
+    const at = i / columns;
+    const wave = Math.abs(Math.sin(at * 23) * Math.sin(at * 7 + 1)) * Math.sin(Math.PI * at);
+    const size = 3 + wave * 0.7 * height;
+    context.beginPath();
+    context.roundRect(i * 5, (height - size) / 2, 3, size, 1.5);
+    context.fill();
+  }
+}
+
 function drawMel(canvas, clip, seconds) {
   const ratio = window.devicePixelRatio || 1;
   const width = Math.max(1, Math.round(canvas.clientWidth * ratio));
@@ -124,7 +139,7 @@ export class Picture {
 
   /** Draw all of it. While the clip grows the axis grows in leaps, so that the picture does not shrink all the time. */
   draw(played) {
-    if (!this.clip) return;
+    if (!this.clip) return drawIdle(this.wave);
     const { duration, complete } = this.clip;
     if (complete) this.seconds = Math.max(duration, 0.1);
     else while (duration > this.seconds) this.seconds *= 1.5;
