@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from indextts2.config import GenerationConfig, InferenceConfig, ModelConfig
     from indextts2.errors import IndexTTS2Error
     from indextts2.inference.emotion import EmotionAudio, EmotionVector, EmotionWords
+    from indextts2.inference.engine import SpeechEngine, SpeechRequest
+    from indextts2.inference.low_latency import ChunkPlan
     from indextts2.inference.pipeline import IndexTTS2
+    from indextts2.inference.streaming import StreamingSynthesizer
     from indextts2.inference.voice import Voice
     from indextts2.types import AudioChunk, Segment, SpeechResult, Waveform
 
@@ -26,6 +29,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "IndexTTS2": "inference.pipeline", "Voice": "inference.voice",
     "EmotionAudio": "inference.emotion", "EmotionVector": "inference.emotion", "EmotionWords": "inference.emotion",
+    "SpeechEngine": "inference.engine", "SpeechRequest": "inference.engine",
+    "StreamingSynthesizer": "inference.streaming", "ChunkPlan": "inference.low_latency",
     "ModelConfig": "config", "InferenceConfig": "config", "GenerationConfig": "config",
     "IndexTTS2Error": "errors",
     "AudioChunk": "types", "Segment": "types", "SpeechResult": "types", "Waveform": "types",
@@ -33,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "AudioChunk",
+    "ChunkPlan",
     "EmotionAudio",
     "EmotionVector",
     "EmotionWords",
@@ -42,7 +48,10 @@ __all__ = [
     "InferenceConfig",
     "ModelConfig",
     "Segment",
+    "SpeechEngine",
+    "SpeechRequest",
     "SpeechResult",
+    "StreamingSynthesizer",
     "Voice",
     "Waveform",
 ]
