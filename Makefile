@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+DEVELOPER = $(VENV)/.developer
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: say setup lint test test-slow parity-full clean
+.PHONY: say setup lint test test-slow test-page parity-full clean
 
 TEXT ?= Hello, world! This is a voice that was made on a small computer.
 SPEAKER ?=
@@ -12,14 +14,18 @@ OUTPUT ?= hello.wav
 say: $(INSTALLED)
 	$(BIN)/indextts2 infer --text "$(TEXT)" $(if $(SPEAKER),--speaker "$(SPEAKER)") --output "$(OUTPUT)"
 
-setup: $(INSTALLED)
+setup: $(DEVELOPER)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) -e .
 	touch $(INSTALLED)
 
-lint: $(INSTALLED)
+$(DEVELOPER): $(INSTALLED)
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $(DEVELOPER)
+
+lint: $(DEVELOPER)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -27,13 +33,13 @@ lint: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -m "not slow and not full and not page"
 
-test-slow: $(INSTALLED)
+test-slow: $(DEVELOPER)
 	$(BIN)/pytest -m slow
 
-test-page: $(INSTALLED)
+test-page: $(DEVELOPER)
 	$(BIN)/pytest -m page -rs
 
-parity-full: $(INSTALLED)
+parity-full: $(DEVELOPER)
 	$(BIN)/pytest -m full -s
 
 clean:
