@@ -31,6 +31,15 @@ def client(server: LiveServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
 
 
+def test_the_example_of_the_documentation(server: LiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in code.splitlines() if line]) <= 5
+    exec(code.replace("http://127.0.0.1:8000", server.url).replace('"none"', f'"{KEY}"'), {})
+    assert load_audio(tmp_path / "hello.mp3").duration == pytest.approx(2 * WORD_SECONDS, abs=0.1)
+
+
 def test_openai_speech_to_a_file(client: openai.OpenAI, tmp_path: Path) -> None:
     with client.audio.speech.with_streaming_response.create(
         model="indextts2", voice="alice", input="one two three four five six seven", instructions="calmly"

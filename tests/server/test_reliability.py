@@ -178,9 +178,16 @@ def test_5_livez_answers_while_speaking(live: Callable[..., LiveServer], script:
     assert sorted(seconds)[len(seconds) * 9 // 10] < 0.1
 
 
+def resident_mib() -> float:
+    status = Path("/proc/self/status")
+    return int(status.read_text().partition("VmRSS:")[2].split()[0]) / 1024 if status.exists() else 0.0
+
+
 def test_6_200_mixed_requests_leave_nothing_behind(client: Any, script: Script, tmp_path: Path) -> None:
     files_before = set(Path(tempfile.gettempdir()).glob("*"))
-    threads_before = threading.active_count()
+    for _ in range(20):
+        say(client)
+    threads_before, memory_before = threading.active_count(), resident_mib()
     for index in range(200):
         kind = index % 5
         if kind == 0:
@@ -196,6 +203,7 @@ def test_6_200_mixed_requests_leave_nothing_behind(client: Any, script: Script, 
     assert script.active == 0
     assert client.app.state.server.admission.inside == 0
     assert threading.active_count() <= threads_before + 12
+    assert resident_mib() < memory_before + 25
     left = set(Path(tempfile.gettempdir()).glob("*")) - files_before
     assert not [path for path in left if re.search("indextts2|upload|\\.wav|\\.part", path.name)]
     assert len(list((tmp_path / "voices").iterdir())) == 1

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from indextts2.errors import (
     AudioError,
+    Cancelled,
     CheckpointError,
     ConfigError,
     IndexTTS2Error,
@@ -89,6 +90,8 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     if isinstance(error, CheckpointError):
         log.error("the model refused a request: %s", error)
         return ApiError(500, "the model cannot serve this request; the server's log says why", code="model_error")
+    if isinstance(error, Cancelled):
+        return not_available("the server stopped this work", "cancelled", 5)
     if isinstance(error, IndexTTS2Error):
         return ApiError(500, str(error), code="generation_failed")
     log.error("a request failed unexpectedly", exc_info=error)

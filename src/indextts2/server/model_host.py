@@ -5,6 +5,7 @@ A ModelHost is used like the SpeechEngine that it holds and may be called from a
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -158,6 +159,8 @@ class ModelHost:
         engine.close(timeout_seconds)
         engine.tts.close()
         self._engine = None
+        del engine
+        gc.collect()
 
 
 def _facts(tts: IndexTTS2) -> ModelFacts:

@@ -219,7 +219,8 @@ def _describe(header: Mapping[str, str]) -> UploadedVoice:
 
 def _sync(path: Path) -> None:
     """Have the file and its name on the disk before the upload is answered."""
-    for target in (path, path.parent):
+    # Windows cannot open a directory to sync it.
+    for target in (path, path.parent) if os.name == "posix" else (path,):
         handle = os.open(target, os.O_RDONLY)
         try:
             os.fsync(handle)
