@@ -85,9 +85,10 @@ export async function speechFile(body, format) {
 export async function speechStream(body, signal, { onStart, onSamples }) {
   const response = await post({ ...body, response_format: "pcm", stream: true }, signal);
   const sampleRate = Number(response.headers.get("X-Sample-Rate"));
-  if (!(sampleRate > 0)) throw new ApiError("The server did not say at which sample rate it speaks.");
+  const seed = response.headers.get("X-Seed");
   const requestId = response.headers.get("X-Request-Id");
-  onStart({ sampleRate, seed: response.headers.get("X-Seed"), requestId });
+  if (!(sampleRate > 0 && seed)) throw new ApiError("The server did not say sample rate and seed.", { requestId });
+  onStart({ sampleRate, seed, requestId });
   const reader = response.body.getReader();
   let rest = new Uint8Array(0);
   for (;;) {
