@@ -11,7 +11,6 @@ output/      audio.npy audio.wav
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,8 +129,3 @@ def verdict(components: list[str], comparisons: list[Comparison]) -> tuple[bool,
     compared = {c.component for c in comparisons}
     reasons += [f"{name}: nothing was compared" for name in components if name not in compared]
     return not reasons, reasons
-
-
-def facts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Shape and L2 norm of each array, for reports."""
-    return {n: {"shape": list(a.shape), "l2": float(np.linalg.norm(a.astype(np.float64)))} for n, a in arrays.items()}
