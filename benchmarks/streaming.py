@@ -35,7 +35,7 @@ from indextts2.inference.speaking import speak, speak_alone
 from indextts2.inference.streaming import Mode, render_of
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps for hours in the warm afternoon sun."
-UNCUT = ChunkPlan(first_frames=1 << 20, max_frames=1 << 20)
+UNCUT = ChunkPlan(first_frames=1 << 20, max_frames=1 << 20, prompt_frames=None)
 DECIBELS = 20 / math.log(10)
 JUMP_MS = 10.0
 

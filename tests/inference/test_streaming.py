@@ -151,7 +151,7 @@ def test_the_first_low_latency_chunk_comes_before_all_codes_are_known(tiny_tts: 
 
 # 25 codes are exactly 43 frames, so that the fixed ratio of the low-latency mode is that of the exact one.
 QUIET = {"flow_temperature": 0.0, "max_mel_tokens": 25, "min_new_tokens": 25}
-UNCUT = ChunkPlan(first_frames=1000, max_frames=1000)
+UNCUT = ChunkPlan(first_frames=1000, max_frames=1000, prompt_frames=None)
 
 
 def test_without_cuts_and_noise_the_modes_agree(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
@@ -242,12 +242,16 @@ def test_fewer_steps_and_a_shorter_prompt_are_used(tiny_tts: IndexTTS2, tiny_voi
     assert set(flow_steps(PLAN)) == {2}
     steps = flow_steps(dataclasses.replace(PLAN, first_steps=1))
     assert steps[:3] == [1, 2, 2]
-    short = dataclasses.replace(PLAN, prompt_frames=20)
-    whole, cut = (
-        joined(tiny_tts.stream(TEXT, tiny_voice, config=config(), mode="low-latency", plan=p)) for p in (PLAN, short)
-    )
-    assert len(whole) == len(cut)
-    assert not np.array_equal(whole, cut)
+    plain, *others = (
+        joined(tiny_tts.stream(TEXT, tiny_voice, config=config(), mode="low-latency", plan=plan))
+        for plan in (
+            PLAN, dataclasses.replace(PLAN, prompt_frames=20), dataclasses.replace(PLAN, context_frames=0),
+            dataclasses.replace(PLAN, look_ahead_frames=12),
+        )
+    )  # fmt: skip
+    for other in others:
+        assert len(plain) == len(other)
+        assert not np.array_equal(plain, other)
 
 
 def test_a_model_that_stops_at_once_is_an_error(

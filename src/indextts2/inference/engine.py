@@ -177,11 +177,6 @@ class SpeechEngine:
         return self._thread.is_alive()
 
     @property
-    def alive(self) -> bool:
-        """Whether the thread still works; it ends by `close`, and should it ever die otherwise."""
-        return self._thread.is_alive()
-
-    @property
     def running(self) -> int:
         """Jobs that are being spoken."""
         return len(self._tasks)

@@ -3,8 +3,12 @@
 Axes: M codes so far, U mel frames so far, C condition channels, H samples per frame.
 
 Decoding, the latents and the vocoder can be cut exactly. The length regulator and the flow cannot: both look at the
-whole segment. Here a chunk of the flow sees the reference, the mel that is already out as further prompt, and a few
-frames of look-ahead; the regulator takes its statistics over what there is so far (10 section 7).
+whole segment (10 section 7). Here a chunk of the flow sees the reference, some of the mel that is already out, and a
+few frames of look-ahead; the regulator takes its statistics over what there is so far.
+
+The mel that is out is no further prompt: where prompts were other recordings in training, a network begins anew after a
+prompt, from silence. Its frames are led along the straight path from their noise to that mel instead, as in training,
+and the new frames continue them.
 """
 
 from __future__ import annotations
@@ -34,10 +38,10 @@ MIN_FRAMES = 4
 class ChunkPlan:
     """How a segment is cut; all sizes in mel frames (86 are a second at 22.05 kHz).
 
-    A chunk needs the codes of its own frames and of `look_ahead_frames` more. `context_frames` of the mel before it
-    serve as further prompt. `prompt_frames` uses only that much of the end of the reference (None: all of it): every
-    chunk computes it again, so it decides how fast chunks are. `first_steps` are the flow steps of the first chunk
-    (None: as all others). Neighbouring chunks are cross-faded over `fade_ms`, at most four frames.
+    A chunk needs the codes of its own frames and of `look_ahead_frames` more. It continues `context_frames` of the mel
+    before it. `prompt_frames` uses only that much of the end of the reference (None: all of it): every chunk computes
+    it again, so it decides how fast chunks are. `first_steps` are the flow steps of the first chunk (None: as all
+    others). Neighbouring chunks are cross-faded over `fade_ms`, at most four frames.
     """
 
     first_frames: int = 24
@@ -45,7 +49,7 @@ class ChunkPlan:
     max_frames: int = 344
     context_frames: int = 43
     look_ahead_frames: int = 22
-    prompt_frames: int | None = None
+    prompt_frames: int | None = 172
     first_steps: int | None = None
     fade_ms: float = 15.0
 
@@ -212,15 +216,15 @@ class MelStream:
         """Mel of the next `frames` frames and of all behind them that `condition` (1, U, C) reaches."""
         models, voice = self._utterance.tts.models, self._utterance.voice
         options = dataclasses.replace(self._utterance.options, steps=steps)
-        begin = self.done - self._context.shape[2]
-        prompt_mel = torch.cat((self._prompt_mel, self._context), dim=2)
-        prompt_condition = torch.cat((self._prompt_condition, condition[:, begin : self.done]), dim=1)
-        new = self._noise.take(self.done, condition.shape[1]) * options.flow_temperature
-        noise = torch.nn.functional.pad(new.to(models.device), (prompt_mel.shape[2], 0))
+        held = self._context.shape[2]
+        begin = self.done - held
+        new = self._noise.take(begin, condition.shape[1]) * options.flow_temperature
+        noise = torch.nn.functional.pad(new.to(models.device), (self._prompt_mel.shape[2], 0))
         mel = yield from stages.flowing(
-            models, prompt_condition, prompt_mel, voice.style, condition[:, self.done :], noise, options,
-            self._utterance.run,
+            models, self._prompt_condition, self._prompt_mel, voice.style, condition[:, begin:], noise, options,
+            self._utterance.run, known=self._context if held else None,
         )  # fmt: skip
+        mel = mel[:, :, held:]
         known = torch.cat((self._context, mel[:, :, :frames]), dim=2)
         self._context = known[:, :, max(0, known.shape[2] - self._plan.context_frames) :]
         self.done += frames

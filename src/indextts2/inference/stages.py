@@ -17,6 +17,7 @@ from indextts2.audio.resampler import emotion_audio, speaker_audio
 from indextts2.inference.voice import Voice, content_key
 from indextts2.models.gpt.generation import Request, advance
 from indextts2.models.s2mel.flow_matching import integration, start_noise
+from indextts2.models.s2mel.length_regulator import target_mel_frames
 from indextts2.text.segmenter import split_segments
 from indextts2.text.tokenizer import require_speech
 
@@ -199,10 +200,8 @@ def finish(models: Models, running: Generator[Request | None, None, T]) -> T:
 
 
 def target_frames(models: Models, code_count: int, factor: float = 1.0) -> int:
-    """Mel frames for `code_count` codes: float32 product, truncated (07 section 1), at least 1."""
-    frames = np.float32(code_count) * np.float32(models.config.s2mel.frames_per_code)
-    if factor != 1.0:
-        frames = frames * np.float32(factor)
+    """Mel frames for `code_count` codes at `factor` times their natural length, at least 1."""
+    frames = target_mel_frames(torch.tensor(code_count), models.config.s2mel.frames_per_code * factor)
     return max(1, int(frames))
 
 
@@ -228,11 +227,13 @@ def flowing(
     config: ResolvedConfig,
     run: Run,
     on_state: StateCallback | None = None,
+    known: torch.Tensor | None = None,
 ) -> Generator[None, None, torch.Tensor]:
     """Flow matching: condition (1, N, C) with the voice's prompt -> mel (1, n_mels, N). Yields before every step.
 
     Args:
         noise: (1, n_mels, P + N), see `draw_noise`.
+        known: mel (1, n_mels, K) of the first K frames, if they are to be continued.
         on_state: called with the state (1, n_mels, P + N) that enters each step.
     """
 
@@ -243,8 +244,9 @@ def flowing(
 
     mu = torch.cat([prompt_condition, condition], dim=1)
     running = integration(
-        models.dit, mu, prompt_mel, style, noise, steps=config.steps, cfg_rate=config.cfg_rate, on_step=on_step
-    )
+        models.dit, mu, prompt_mel, style, noise, steps=config.steps, cfg_rate=config.cfg_rate, known=known,
+        on_step=on_step,
+    )  # fmt: skip
     while True:
         try:
             next(running)

@@ -14,6 +14,7 @@ from indextts2.models.s2mel.dit import DiT
 from indextts2.models.s2mel.flow_matching import (
     flow_matching_loss,
     integrate,
+    integration,
     random_prompt_lengths,
     sample,
     start_noise,
@@ -75,6 +76,43 @@ def test_golden_run_with_all_frames(dit: DiT, golden, golden_run, flow):
         assert golden_error(seen[step][0].numpy(), golden[f"cfm_x_step{step}"]) < 1e-5
         assert golden_error(seen[step][1].numpy(), golden[f"cfm_v_step{step}"]) < 1e-5
     assert golden_error(state.numpy(), golden["cfm_out_full"]) < 1e-5
+
+
+def run_out(running):
+    """The result of a generator."""
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            return end.value
+
+
+def test_known_frames_are_led_along_their_path():
+    dit, run = tiny(), tiny_run()
+    known = torch.randn(1, TINY.dit.in_channels, 5, dtype=torch.float64)
+    behind = slice(PROMPT, PROMPT + 5)
+    seen: list[torch.Tensor] = []
+    with torch.inference_mode():
+        state = run_out(
+            integration(dit, **run, steps=4, cfg_rate=0.7, known=known, on_step=lambda _, x, __: seen.append(x))
+        )
+        free = integrate(dit, **run, steps=4, cfg_rate=0.7)
+        none = run_out(integration(dit, **run, steps=4, cfg_rate=0.7, known=known[:, :, :0]))
+    for step, x in enumerate(seen):
+        expected = run["noise"][:, :, behind] * (1 - step / 4) + known * (step / 4)
+        assert torch.allclose(x[:, :, behind], expected)
+    assert torch.equal(state[:, :, behind], known)
+    assert torch.equal(none, free)
+    assert not torch.allclose(state[:, :, PROMPT + 5 :], free[:, :, PROMPT + 5 :])
+
+
+def test_a_single_step_starts_from_noise_whatever_is_known():
+    dit, run = tiny(), tiny_run()
+    known = torch.randn(1, TINY.dit.in_channels, 5, dtype=torch.float64)
+    with torch.inference_mode():
+        led = run_out(integration(dit, **run, steps=1, cfg_rate=0.7, known=known))
+        free = integrate(dit, **run, steps=1, cfg_rate=0.7)
+    assert torch.equal(led[:, :, PROMPT + 5 :], free[:, :, PROMPT + 5 :])
 
 
 def test_golden_run_as_inference_makes_it(dit: DiT, golden, golden_run, flow):

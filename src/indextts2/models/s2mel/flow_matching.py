@@ -47,6 +47,7 @@ def integration(
     prompt_lengths: Tensor | None = None,
     lengths: Tensor | None = None,
     all_frames: bool = False,
+    known: Tensor | None = None,
     on_step: StepCallback | None = None,
 ) -> Generator[int, None, Tensor]:
     """Integrate the flow from noise to mel with Euler steps, one at a time: other work may be done in between.
@@ -60,6 +61,9 @@ def integration(
         prompt_lengths: (B,) prompt frames of each item; None means P for all.
         lengths: (B,) frames of each item, prompt and target; None means T for all.
         all_frames: also compute the velocities of prompt frames, which nothing but a comparison needs.
+        known: mel (B,M,K) of the first K frames behind a prompt of P frames, if they are known: they are led along the
+            straight path from their noise to this mel, which is the one the network was trained on, so that all
+            other frames continue them.
         on_step: called in every step.
 
     Yields:
@@ -86,6 +90,8 @@ def integration(
     x = noise.transpose(1, 2).masked_fill(is_prompt, 0.0)
     for step in range(steps):
         yield step
+        if known is not None:
+            x = _lead(x, noise, known, prompt_mel.shape[-1], float(grid[step]))
         state = torch.cat((x, x)) if cfg_rate > 0 else x
         velocity = dit.velocity(state, condition, tables.row(step), first_frame)
         if on_step is not None:
@@ -96,7 +102,16 @@ def integration(
         interval = float(grid[step + 1] - grid[step])
         moved = torch.add(x[:, first_frame:], velocity, alpha=interval)
         x = torch.cat((x[:, :first_frame], moved), dim=1).masked_fill(is_prompt, 0.0)
+    if known is not None:
+        x = _lead(x, noise, known, prompt_mel.shape[-1], 1.0)
     return x.transpose(1, 2)
+
+
+def _lead(x: Tensor, noise: Tensor, known: Tensor, first: int, time: float) -> Tensor:
+    """The state (B,T,M) with the frames from `first` on that are `known` where they are at `time`."""
+    end = first + known.shape[-1]
+    path = torch.lerp(noise[:, :, first:end], known, time).transpose(1, 2)
+    return torch.cat((x[:, :first], path, x[:, end:]), dim=1)
 
 
 def integrate(
