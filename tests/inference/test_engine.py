@@ -127,12 +127,35 @@ def test_flow_and_decoding_take_turns(
     tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one request is in a flow of hundreds of steps, another one is decoded and begins its own."""
+    monkeypatch.setattr(engine_module, "PATIENCE_SECONDS", 0.0)
     flowing = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=5, steps=300))
     wait_until(lambda: "gpt_latents" in flowing.timings)
     quick = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=20, steps=2))
     assert quick.wait(60)
     assert not flowing.done
     flowing.cancel()
+
+
+def test_the_listener_who_runs_dry_first_is_served_first(
+    tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four that come together hear their first sound one after the other, then all go on alike."""
+    order: list[SpeechJob] = []
+    deliver = engine._deliver
+
+    def delivered(task: Any, speech: Any) -> None:
+        order.append(task.job)
+        deliver(task, speech)
+
+    monkeypatch.setattr(engine, "_deliver", delivered)
+    texts = [TEXTS[2]] * 4
+    jobs = [engine.submit(request(tiny_voice, t, "low-latency", min_new_tokens=30, steps=20)) for t in texts]
+    for job in jobs:
+        assert job.wait(60)
+    numbers = [jobs.index(job) for job in order]
+    assert numbers[:4] == [0, 1, 2, 3]
+    half = numbers[: len(numbers) // 2]
+    assert max(map(half.count, range(4))) - min(map(half.count, range(4))) <= 1
 
 
 def test_jobs_are_begun_in_order_and_not_too_many(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:

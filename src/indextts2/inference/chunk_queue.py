@@ -120,12 +120,12 @@ class ChunkQueue:
 
 
 class Stopwatch:
-    """Seconds since it was made, and marks on the way."""
+    """The time at which it was made (`start`), and seconds from then to marks on the way."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self.start = time.perf_counter()
         self.marks: dict[str, float] = {}
 
     def mark(self, name: str) -> None:
         """Remember the time of the first call under this name."""
-        self.marks.setdefault(name, time.perf_counter() - self._start)
+        self.marks.setdefault(name, time.perf_counter() - self.start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from indextts2.inference.pipeline import EmotionInput, IndexTTS2, Speaker
 
 log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,22 @@ class _Task:
     steps: Steps
     maker: ChunkMaker
     request: Request | None = None
+    delivered_seconds: float = 0.0
+    worked_seconds: float = 0.0
+    """On the piece that comes next, decoding left out."""
 
     @property
     def runnable(self) -> bool:
         """Whether its next step may be taken: its reader has room, or wants no more."""
         return self.job._queue.cancelled or not self.job._queue.full
+
+    @property
+    def due(self) -> float:
+        """The time at which a listener runs dry who began to listen when the job was submitted.
+
+        What works on one piece for very long is put back, so that it cannot hold up all that came later.
+        """
+        return self.job._watch.start + self.delivered_seconds + max(0.0, self.worked_seconds - PATIENCE_SECONDS)
 
 
 class SpeechEngine:
@@ -125,7 +139,7 @@ class SpeechEngine:
 
     All requests that are being decoded take a step of the decoder together, in one batch; they join and leave at any
     step. Between two of these steps one other piece of work is done - a step of a flow, a vocoder, a text - for the
-    request that has waited longest. Each draws from its own random generator, so it sounds as it would alone.
+    request whose listener runs dry first. Each draws from its own random generator, so it sounds as it would alone.
 
     A request whose reader does not keep up rests, and goes on when the reader does. `close` the engine, or use it in a
     `with` statement, to end its thread.
@@ -148,7 +162,7 @@ class SpeechEngine:
         self._max_chunks = max_chunks
         self._changed = threading.Condition()
         self._waiting: deque[SpeechJob] = deque()
-        self._tasks: deque[_Task] = deque()
+        self._tasks: list[_Task] = []
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="speech-engine", daemon=True)
         self._thread.start()
@@ -239,7 +253,7 @@ class SpeechEngine:
             try:
                 self._admit()
                 self._decode([t for t in self._tasks if t.request is not None and t.runnable])
-                self._resume_longest_waiting()
+                self._resume_most_urgent()
             except Exception as error:  # of the engine itself: those in hand are lost, those to come are not
                 log.exception("the engine failed")
                 for task in list(self._tasks):
@@ -313,14 +327,13 @@ class SpeechEngine:
                 answers.append((task, error))
         return answers
 
-    def _resume_longest_waiting(self) -> None:
-        """Do one piece of work other than decoding, and put its task at the end of the line."""
-        task = next((t for t in self._tasks if t.request is None and t.runnable), None)
+    def _resume_most_urgent(self) -> None:
+        """Do one piece of work other than decoding."""
+        task = min((t for t in self._tasks if t.request is None and t.runnable), key=lambda t: t.due, default=None)
         if task is not None:
-            with self._changed:
-                self._tasks.remove(task)
-                self._tasks.append(task)
+            start = time.perf_counter()
             self._resume(task)
+            task.worked_seconds += time.perf_counter() - start
 
     def _resume(self, task: _Task) -> None:
         """Let a task go on to its next step."""
@@ -337,8 +350,11 @@ class SpeechEngine:
 
     def _deliver(self, task: _Task, speech: SegmentSpeech) -> None:
         task.job._watch.mark("first_audio")
+        chunk = task.maker.chunk(speech)
+        task.delivered_seconds += len(chunk.samples) / chunk.sample_rate
+        task.worked_seconds = 0.0
         try:
-            task.job._queue.put(task.maker.chunk(speech))
+            task.job._queue.put(chunk)
         except Cancelled as error:
             self._end(task, error)
 
