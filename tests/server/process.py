@@ -10,6 +10,7 @@ import sys
 
 from indextts2.cli import main as command_line
 from indextts2.inference import engine
+from indextts2.server import warm_up
 from tests.server.fakes import FakeEngine, Script
 
 
@@ -21,5 +22,6 @@ if __name__ == "__main__":
     from indextts2.cli import options
 
     options.load_tts = lambda args: None
+    warm_up.warm_up = lambda tts: None
     engine.SpeechEngine = make_engine
     sys.exit(command_line.main(["serve", *sys.argv[1:]]))

@@ -25,6 +25,7 @@ from indextts2.inference.engine import SpeechEngine
 from indextts2.inference.pipeline import IndexTTS2
 from indextts2.server.app import create_app
 from indextts2.server.settings import ServerSettings
+from indextts2.server.warm_up import warm_up
 from tests.server.conftest import upload
 from tests.server.fakes import serve_in_thread, wait_until
 from tests.tiny import recording, write_tiny_model
@@ -141,6 +142,11 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tts(tmp_path_factory: pytest.TempPathFactory) -> IndexTTS2:
     return IndexTTS2.from_pretrained(write_tiny_model(tmp_path_factory.mktemp("tiny") / "model"), device="cpu")
+
+
+def test_warming_up_leaves_nothing_behind(tts: IndexTTS2) -> None:
+    warm_up(tts)
+    assert len(tts._voices) == 0
 
 
 def test_7_a_real_model_speaks_the_same_alone_and_among_others(

@@ -73,10 +73,18 @@ def run(args: argparse.Namespace) -> int:
     settings = server_settings(args)
     configure_logging(args.verbose)
 
-    def make_engine() -> SpeechEngine:
-        from indextts2.inference.engine import SpeechEngine
+    cold = True
 
-        return SpeechEngine(options.load_tts(args), max_running=settings.max_running)
+    def make_engine() -> SpeechEngine:
+        nonlocal cold
+        from indextts2.inference.engine import SpeechEngine
+        from indextts2.server.warm_up import warm_up
+
+        tts = options.load_tts(args)
+        if cold:  # after an idle unload a request waits for the model already
+            warm_up(tts)
+            cold = False
+        return SpeechEngine(tts, max_running=settings.max_running)
 
     say(f"indextts2 serve: http://{settings.host}:{settings.port} (ready when /readyz says so; Ctrl-C stops it)")
     return serve(create_app(settings, make_engine))

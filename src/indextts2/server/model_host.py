@@ -5,10 +5,13 @@ A ModelHost is used like the SpeechEngine that it holds and may be called from a
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,7 +163,19 @@ class ModelHost:
         engine.tts.close()
         self._engine = None
         del engine
-        gc.collect()
+        return_memory()
+
+
+def return_memory() -> None:
+    """Give what was freed back to the system, as far as the allocators let one."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # musl has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _facts(tts: IndexTTS2) -> ModelFacts:
