@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import struct
 from collections.abc import Callable
@@ -221,8 +222,25 @@ def test_fast_speech_is_shorter(client: Any) -> None:
     assert len(fast) == pytest.approx(len(normal) / 2, rel=0.1)
 
 
-def test_aac_is_refused_with_a_remedy(client: Any) -> None:
-    assert "choose mp3" in error_of(say(client, response_format="aac"))["message"]
+@pytest.mark.parametrize("stream", [True, False])
+def test_aac(client: Any, stream: bool) -> None:
+    av = pytest.importorskip("av")
+    response = say(client, "word " * 20, response_format="aac", stream=stream)
+    assert response.headers["content-type"] == "audio/aac"
+    assert b"synthetic speech" in response.content[:500]
+    with av.open(io.BytesIO(response.content)) as decoder:
+        frames = [frame.to_ndarray()[0] for frame in decoder.decode(audio=0)]
+        assert decoder.streams[0].rate == SAMPLE_RATE
+    samples = np.concatenate(frames)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(20 * WORD_SECONDS, abs=0.15)
+    assert np.abs(samples).max() > 0.2
+
+
+def test_aac_without_its_package_names_the_remedy(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indextts2.server.encoders.find_spec", lambda _: None)
+    message = error_of(say(client, response_format="aac"))["message"]
+    assert "indextts2[aac]" in message
+    assert "choose mp3" in message
 
 
 def test_voice_alias_and_default(make_client: Callable[..., Any], script: Script) -> None:

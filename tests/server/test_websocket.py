@@ -116,7 +116,7 @@ def test_splitter_takes_letters_one_by_one_in_linear_time() -> None:
         [{**CONFIG, "model": "gpt-4"}],
         [{**CONFIG, "speed": 9}],
         [{**CONFIG, "split_granularity": "word"}],
-        [{**CONFIG, "response_format": "aac"}],
+        [{**CONFIG, "response_format": "exe"}],
         [CONFIG, {"type": "nonsense"}],
         [CONFIG, {"type": "input.text", "text": 7}],
         [CONFIG, '{"type": "input.text", "text": "\\ud800"}'],

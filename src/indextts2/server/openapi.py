@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from indextts2 import __version__
 from indextts2.server.schemas import ErrorBody
 
-AUDIO_TYPES = ("audio/mpeg", "audio/opus", "audio/flac", "audio/wav", "audio/pcm")
+AUDIO_TYPES = ("audio/mpeg", "audio/opus", "audio/aac", "audio/flac", "audio/wav", "audio/pcm")
 _MEANINGS = {
     400: "the request is wrong; the message says how",
     401: "no API key, or a wrong one",

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from indextts2.audio.writer import StreamEncoder, encode_audio
+from indextts2.errors import MissingExtraError
+from indextts2.server.encoders import Encoder, check_encoder, encode_file, stream_encoder
 from indextts2.server.errors import ApiError, as_api_error, from_validation
 from indextts2.server.openapi import ERRORS, SPEECH_ANSWER
 from indextts2.server.responses import (
@@ -67,10 +68,12 @@ def speech_routes(service: SpeechService) -> APIRouter:
 
 
 def check_format(name: str) -> None:
-    """ApiError for the one format of OpenAI that cannot be written here."""
-    if name == "aac":
-        raise ApiError(400, "aac is not written by this server; choose mp3, opus, flac, wav or pcm",
-                       param="response_format", code="unsupported_format")  # fmt: skip
+    """ApiError for a format that cannot be written here."""
+    try:
+        check_encoder(name)
+    except MissingExtraError as error:
+        raise ApiError(400, f"{error}; or choose mp3, opus, flac, wav or pcm", param="response_format",
+                       code="unsupported_format") from None  # fmt: skip
 
 
 def headers_of(service: SpeechService, speech: Speech, options: SpeechOptions, sample_rate: int) -> dict[str, str]:
@@ -96,12 +99,12 @@ async def _admitted(service: SpeechService, speech: Speech, options: SpeechOptio
 
 async def _streamed(service: SpeechService, speech: Speech, body: SpeechBody, request: Request) -> Response:
     """Audio or events while they are made. The first bytes are waited for, so that errors have their status."""
-    encoder: StreamEncoder | None = None
+    encoder: Encoder | None = None
 
     def encode(samples: np.ndarray) -> bytes:
         nonlocal encoder
         if encoder is None:
-            encoder = StreamEncoder(body.response_format, speech.sample_rate, speech.tags)
+            encoder = stream_encoder(body.response_format, speech.sample_rate, speech.tags)
         return encoder.encode(samples)
 
     def finish() -> bytes:
@@ -134,8 +137,8 @@ async def _file(service: SpeechService, speech: Speech, options: SpeechOptions) 
     async with aclosing(service.speak(speech, options)) as chunks:
         parts = [chunk.samples async for chunk in chunks]
     samples, name = np.concatenate(parts), options.response_format
-    probe = StreamEncoder(name, speech.sample_rate)
-    data = await service.in_thread(lambda: encode_audio(samples, speech.sample_rate, name, metadata=speech.tags))
+    probe = stream_encoder(name, speech.sample_rate, speech.tags)
+    data = await service.in_thread(lambda: encode_file(name, samples, speech.sample_rate, speech.tags))
     return data, probe.media_type, probe.encoded_sample_rate
 
 

@@ -43,7 +43,7 @@ class SpeechOptions(BaseModel):
     instructions: Annotated[Text, Field(max_length=4096)] | None = Field(
         None, description="how to speak, in words; used where the model reads emotion from words"
     )
-    response_format: AudioFormat = Field("mp3", description="aac is not written by this server and answered with 400")
+    response_format: AudioFormat = Field("mp3", description="aac is written where the server has the extra for it")
     speed: Annotated[Number, Field(ge=0.25, le=4.0)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
     stream: Flag | None = Field(

@@ -25,7 +25,7 @@ from fastapi import APIRouter, WebSocket
 from pydantic import Field, ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from indextts2.audio.writer import StreamEncoder
+from indextts2.server.encoders import Encoder, stream_encoder
 from indextts2.server.errors import ApiError, as_api_error, from_validation
 from indextts2.server.responses import usage_body
 from indextts2.server.routes_speech import check_format
@@ -246,11 +246,11 @@ class _Session:
 
     async def _speak(self, index: int, text: str, config: SessionConfig) -> None:
         speech = self.service.begin(text, config)
-        encoder: StreamEncoder | None = None
+        encoder: Encoder | None = None
         async with aclosing(self.service.speak(speech, config)) as chunks:
             async for chunk in chunks:
                 if encoder is None:
-                    encoder = StreamEncoder(config.response_format, speech.sample_rate, speech.tags)
+                    encoder = stream_encoder(config.response_format, speech.sample_rate, speech.tags)
                     await self._send(_start(index, text, speech, encoder))
                 await self._send_bytes(encoder.encode(chunk.samples))
         assert encoder is not None
@@ -267,7 +267,7 @@ class _Session:
             await asyncio.wait_for(self.websocket.send_bytes(data), self.settings.send_seconds)
 
 
-def _start(index: int, text: str, speech: Speech, encoder: StreamEncoder) -> dict[str, Any]:
+def _start(index: int, text: str, speech: Speech, encoder: Encoder) -> dict[str, Any]:
     return {
         "type": "audio.start",
         "index": index,
