@@ -347,3 +347,18 @@ def test_data_urls_of_many_shapes(client: Any) -> None:
     encoded = base64.b64encode(wav_bytes()).decode()
     for head in ("data:audio/wav;base64,", "DATA:audio/x-wav;BASE64,", "data:audio/webm;codecs=opus;base64,"):
         assert say(client, ref_audio=head + encoded).status_code == 200
+
+
+def test_equal_clips_are_decoded_once(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = data_url(wav_bytes())
+    assert say(client, ref_audio=reference).status_code == 200
+    intake = client.app.state.server.service.intake
+    monkeypatch.setattr(intake, "_decode", lambda _: pytest.fail("decoded again"))
+    assert say(client, ref_audio=reference).status_code == 200
+
+
+def test_the_cache_of_clips_is_bounded(client: Any) -> None:
+    intake = client.app.state.server.service.intake
+    for index in range(10):
+        assert say(client, ref_audio=data_url(wav_bytes(1.0 + index / 10))).status_code == 200
+    assert len(intake._decoded) == 8

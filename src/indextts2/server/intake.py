@@ -19,7 +19,7 @@ import numpy as np
 from indextts2.audio.loader import AudioTooLongError, check_reference
 from indextts2.errors import AudioError, UsageError
 from indextts2.server.remote import fetch_audio
-from indextts2.server.settings import ServerSettings
+from indextts2.server.settings import MIB, ServerSettings
 from indextts2.types import Waveform
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ MAX_DECODED_SECONDS = 120.0
 MAX_PROCESSES = 2
 # Clips that were decoded last are kept, by the hash of their bytes: clients send the same voice again and again.
 CACHE_SIZE = 8
+CACHED_BYTES = 8 * MIB
 AUDIO_TYPES = re.compile(r"(audio/[a-z0-9.+-]+|application/(ogg|octet-stream)|video/ogg)", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?P<parameters>(;[^;,]*)*),", re.IGNORECASE)
 _START_BYTES = 200
@@ -81,7 +82,8 @@ class AudioIntake:
             async with self._processes:
                 waveform = await self._decode(audio.data)
             self._check(waveform)
-        self._decoded[key] = waveform
+        if waveform.samples.nbytes <= CACHED_BYTES:
+            self._decoded[key] = waveform
         if len(self._decoded) > CACHE_SIZE:
             self._decoded.popitem(last=False)
         return waveform
