@@ -257,7 +257,7 @@ def plot_losses(folder: Path) -> Path | None:
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    names = [name for name in lines[0] if name not in ("step", "minutes", "rate", "gradient")]
+    names = dict.fromkeys(n for line in lines for n in line if n not in ("step", "minutes", "rate", "gradient"))
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for name in names:
         points = [(line["step"], line[name]) for line in lines if name in line]
