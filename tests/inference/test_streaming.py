@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -414,9 +414,9 @@ def _chunk(index: int) -> AudioChunk:
     return AudioChunk(index, np.zeros(1, np.float32), 22050, "", False)
 
 
-def _wait_until(condition: object, seconds: float = 10.0) -> None:
+def _wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.005)
 
