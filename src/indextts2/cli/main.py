@@ -27,7 +27,7 @@ COMMANDS = {
     "download": "fetch the official weights",
     "dump": "write golden data of a real run",
     "validate": "recompute golden data and compare",
-    "train": "train the embedded voice, stage by stage",
+    "train": "train a small voice stage by stage, or fine-tune a model",
 }
 
 
