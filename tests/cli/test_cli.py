@@ -244,3 +244,12 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
         with pytest.raises(SystemExit) as exit_:
             main([command, "--help"])
         assert exit_.value.code == 0
+
+
+def test_without_a_model_the_message_says_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("indextts2.checkpoints.layout.installed_models", dict)
+    assert main(["infer", "-t", "Hi there"]) == 6
+    assert "--model" in capsys.readouterr().err

@@ -212,12 +212,21 @@ def installed_models() -> dict[str, Path]:
     return {path.name: path for path in sorted(assets.iterdir()) if (path / CONFIG_FILE).is_file()}
 
 
-def resolve_model(name_or_path: str | Path) -> Path:
+def resolve_model(name_or_path: str | Path | None) -> Path:
     """The directory of a model: a path, the name of an installed model, or a name in the user's cache.
+
+    None is the model that came with the package.
 
     Raises:
         CheckpointError: it is none of these; the message lists what was tried.
     """
+    if name_or_path is None:
+        if DEFAULT_MODEL not in installed_models():
+            raise CheckpointError(
+                "no model was named, and none came with this installation; name a model directory (--model DIR), or "
+                "fetch one with `indextts2 download`"
+            )
+        return installed_models()[DEFAULT_MODEL]
     path = Path(name_or_path)
     if (path / CONFIG_FILE).is_file():
         return path

@@ -22,10 +22,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from indextts2.checkpoints.layout import DEFAULT_MODEL, ModelDirectory, resolve_model
+    from indextts2.checkpoints.layout import ModelDirectory, resolve_model
 
     model, config_file = options.model_location(args)
-    directory = ModelDirectory.open(resolve_model(model or DEFAULT_MODEL), config_file)
+    directory = ModelDirectory.open(resolve_model(model), config_file)
     counts = parameter_counts(directory.config)
     if args.json:
         print(json.dumps({"model": str(directory.path), "parameters": counts, "config": asdict(directory.config)}))

@@ -1,4 +1,4 @@
-"""Train a small voice stage by stage, or fine-tune a model. A run can be stopped at any minute and goes on where it was."""
+"""Train a small voice stage by stage, or fine-tune a model. A run that was stopped goes on where it was."""
 
 from indextts2.training.command import add_options, run
 

@@ -23,7 +23,7 @@ import torch
 
 from indextts2.audio.loader import load_reference
 from indextts2.checkpoints.adapters import Adapter
-from indextts2.checkpoints.layout import DEFAULT_MODEL, ModelDirectory, resolve_model
+from indextts2.checkpoints.layout import ModelDirectory, resolve_model
 from indextts2.checkpoints.loading import Models, load_models
 from indextts2.config import InferenceConfig, ModelConfig, ResolvedConfig, load_yaml, parse_model_config
 from indextts2.errors import CheckpointError, ConfigError, UsageError
@@ -104,7 +104,7 @@ class IndexTTS2:
         Raises:
             CheckpointError, ConfigError: something is missing, unknown or misshapen.
         """
-        directory = ModelDirectory.open(resolve_model(DEFAULT_MODEL if model is None else model), config)
+        directory = ModelDirectory.open(resolve_model(model), config)
         return cls(directory.config).load_weights(directory, device=device, dtype=dtype)
 
     def load_weights(
