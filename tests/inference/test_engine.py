@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -167,7 +168,8 @@ def test_jobs_are_begun_in_order_and_not_too_many(tiny_tts: IndexTTS2, tiny_voic
             time.sleep(0.001)
         assert most == 2
         queued = [job.timings["queued"] for job in jobs]
-        assert queued == sorted(queued)
+        # The first two begin at once; a later one may look a moment sooner, since each is timed from its own submission.
+        assert all(later > earlier - 0.01 for earlier, later in itertools.pairwise(queued))
         assert all(job.timings["queued"] <= job.timings["first_audio"] <= job.timings["total"] for job in jobs)
         assert all(job.usage.text_tokens > 0 for job in jobs)
         assert {"text", "gpt", "flow", "vocoder"} <= set(jobs[0].timings)
@@ -276,12 +278,15 @@ def test_nobody_waits_for_an_engine_that_was_killed(
     tiny_tts: IndexTTS2, tiny_voice: Voice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = SpeechEngine(tiny_tts, max_running=1)
+    submitted = threading.Event()
 
     def killed(_: Any) -> None:
+        submitted.wait(20)
         raise SystemExit
 
     monkeypatch.setattr(engine, "_decode", killed)
     jobs = [engine.submit(request(tiny_voice, TEXTS[0])) for _ in range(2)]
+    submitted.set()
     for job in jobs:
         with pytest.raises(GenerationError, match="has died"):
             list(job)
