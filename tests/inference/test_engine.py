@@ -168,7 +168,7 @@ def test_jobs_are_begun_in_order_and_not_too_many(tiny_tts: IndexTTS2, tiny_voic
             time.sleep(0.001)
         assert most == 2
         queued = [job.timings["queued"] for job in jobs]
-        # The first two begin at once; a later one may look a moment sooner, since each is timed from its own submission.
+        # Each is timed from its own submission: of two that begin at once the later one may look a moment sooner.
         assert all(later > earlier - 0.01 for earlier, later in itertools.pairwise(queued))
         assert all(job.timings["queued"] <= job.timings["first_audio"] <= job.timings["total"] for job in jobs)
         assert all(job.usage.text_tokens > 0 for job in jobs)
