@@ -9,22 +9,12 @@ PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constrai
 
 TEXT ?= Hello, world! This is a voice that was made on a small computer.
 SPEAKER ?=
-MODEL ?= $(if $(wildcard src/indextts2/assets/embedded/config.yaml),,$(DEMONSTRATION))
+MODEL ?=
 OUTPUT ?= hello.wav
-REFERENCE ?= ../shared/reference
-DEMONSTRATION = build/reference-small
 
-say: $(INSTALLED) $(if $(MODEL),$(MODEL)/config.yaml)
+say: $(INSTALLED)
 	$(BIN)/indextts2 infer --text "$(TEXT)" $(if $(SPEAKER),--speaker "$(SPEAKER)") \
 		$(if $(MODEL),--model "$(MODEL)") --output "$(OUTPUT)"
-
-# A network of the right form with weights that were never trained: it shows that everything runs, and is no voice.
-$(DEMONSTRATION)/config.yaml: $(INSTALLED)
-	@test -e $(REFERENCE)/make_checkpoint.py || { echo "no model: name a directory, make say MODEL=checkpoints"; exit 1; }
-	$(BIN)/python $(REFERENCE)/make_checkpoint.py small $(DEMONSTRATION).part
-	printf '\nsemantic_output_layer: 3\ngeneration: {max_mel_tokens: 150}\n' >> $(DEMONSTRATION).part/config.yaml
-	mv $(DEMONSTRATION).part $(DEMONSTRATION)
-	@echo "This model was never trained. What you will hear is noise, not a voice."
 
 setup: $(DEVELOPER)
 

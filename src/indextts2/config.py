@@ -171,9 +171,10 @@ class S2MelConfig:
     latent_projection: tuple[int, ...] | None = None
     # Mel frames per semantic code: 1.72 in the official code (not 22050 / 256 / 50).
     frames_per_code: float = 1.72
-    # Defaults of the sampler: 25 Euler steps with guidance 0.7.
+    # Defaults of the sampler: 25 Euler steps with guidance 0.7 from noise of standard deviation 1.
     steps: int = 25
     cfg_rate: float = 0.7
+    flow_temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -442,7 +443,7 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Every option of one call (01 section 5). `generation`, `steps` and `cfg_rate` None: the model's own defaults.
+    """Every option of one call (01 section 5). `generation` and the options of the flow None: as the model wants.
 
     `seed` None draws one.
     """
@@ -453,7 +454,7 @@ class InferenceConfig:
     interval_silence_ms: int = 200
     steps: int | None = None
     cfg_rate: float | None = None
-    flow_temperature: float = 1.0
+    flow_temperature: float | None = None
     duration_factor: float = 1.0
     target_seconds: float | None = None
     seed: int | None = None
@@ -469,7 +470,7 @@ class InferenceConfig:
             raise ConfigError(f"steps must lie in 1..1000, not {self.steps}")
         if self.cfg_rate is not None and not 0.0 <= self.cfg_rate <= 10.0:
             raise ConfigError(f"cfg_rate must lie in [0, 10], not {self.cfg_rate!r}")
-        if not 0.0 <= self.flow_temperature <= 2.0:
+        if self.flow_temperature is not None and not 0.0 <= self.flow_temperature <= 2.0:
             raise ConfigError(f"flow_temperature must lie in [0, 2], not {self.flow_temperature!r}")
         if not 0.5 <= self.duration_factor <= 2.0:
             raise ConfigError(f"duration_factor must lie in [0.5, 2], not {self.duration_factor!r}")
@@ -485,6 +486,7 @@ class InferenceConfig:
             "generation": model.generation or GenerationConfig(),
             "steps": model.s2mel.steps,
             "cfg_rate": model.s2mel.cfg_rate,
+            "flow_temperature": model.s2mel.flow_temperature,
             "seed": secrets.randbits(32),
         }
         return ResolvedConfig(**given | {name: value for name, value in defaults.items() if given[name] is None})
@@ -497,4 +499,5 @@ class ResolvedConfig(InferenceConfig):
     generation: GenerationConfig
     steps: int
     cfg_rate: float
+    flow_temperature: float
     seed: int
