@@ -59,9 +59,9 @@ def test_packaged_model_loads_with_the_trained_weights(trained: Path, tmp_path: 
     assert sum(path.stat().st_size for path in out.rglob("*")) < MAX_BYTES
     models = load_models(out, device="cpu")
     assert models.config == embedded_model_config()
-    saved = torch.load(trained / "gpt" / "last.pt", weights_only=False)["ema"]
+    saved = torch.load(trained / "gpt" / "last.pt", weights_only=True)["ema"]
     assert torch.allclose(models.gpt.mel_head.weight, saved["voice.mel_head.weight"], atol=1e-3)
-    saved = torch.load(trained / "semantic" / "last.pt", weights_only=False)["ema"]
+    saved = torch.load(trained / "semantic" / "last.pt", weights_only=True)["ema"]
     key = "encoder.layers.0.ffn1.intermediate_dense.weight"
     assert torch.allclose(models.w2v_bert.state_dict()[key], saved[f"encoder.{key}"], atol=1e-3)
     assert models.feature_statistics.var.eq(1).all()
@@ -78,7 +78,7 @@ def test_untrained_stage_is_named(trained: Path, tmp_path: Path) -> None:
 
 def test_weights_of_other_sizes_are_refused(trained: Path, tmp_path: Path) -> None:
     path = trained / "vocoder" / "last.pt"
-    saved = torch.load(path, weights_only=False)
+    saved = torch.load(path, weights_only=True)
     saved["ema"]["conv_post.weight"] = torch.zeros(1, 2, 3)
     torch.save(saved, path)
     with pytest.raises(CheckpointError, match=r"conv_post\.weight"):

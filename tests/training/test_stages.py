@@ -105,7 +105,7 @@ def test_averaged_weights_are_used_for_the_evaluation_only(
 ) -> None:
     stage = make_stage("semantic", corpus, tiny_config)
     run_stage(stage, run_config(tmp_path, steps=5, ema_decay=0.9))
-    saved = torch.load(tmp_path / "last.pt", weights_only=False)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
     key = "head.weight"
     assert torch.equal(stage.model.state_dict()[key], saved["model"][key])
     assert not torch.equal(saved["model"][key], saved["ema"][key])

@@ -77,7 +77,7 @@ def training_record(work: Path) -> dict[str, Any]:
     """Steps, minutes and evaluation of every stage, for the manifest."""
     record: dict[str, Any] = {}
     for stage in dict.fromkeys(stage for stage, _ in ORIGINS.values()):
-        saved = torch.load(work / stage / "last.pt", map_location="cpu", weights_only=False)
+        saved = torch.load(work / stage / "last.pt", map_location="cpu", weights_only=True)
         entry: dict[str, Any] = {"steps": saved["step"], "minutes": round(saved["seconds"] / 60, 1)}
         evaluation = work / stage / "evaluation.json"
         if evaluation.exists():

@@ -139,7 +139,7 @@ def load_trained(output: str | Path, device: str = "cpu") -> dict[str, Tensor]:
     path = Path(output) / "last.pt"
     if not path.exists():
         raise ConfigError(f"{path} does not exist; train that stage first")
-    return torch.load(path, map_location=device, weights_only=False)["ema"]
+    return torch.load(path, map_location=device, weights_only=True)["ema"]
 
 
 def start_from(model: nn.Module, output: str) -> None:
@@ -223,7 +223,7 @@ class Run:
         path = self.folder / "last.pt"
         if not path.exists():
             return False
-        saved = torch.load(path, map_location=self.stage.device, weights_only=False)
+        saved = torch.load(path, map_location=self.stage.device, weights_only=True)
         self.stage.model.load_state_dict(saved["model"])
         self.average.values, self.average.updates = saved["ema"], saved["ema_updates"]
         self.optimizer.load_state_dict(saved["optimizer"])
