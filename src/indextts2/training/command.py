@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="seed of the run")
     add("--precision", choices=("bfloat16", "float32"), help="of the forward and backward pass")
     add("--device", help="cpu, cuda")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the stage or evaluation, such as batch_size=64")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the stage, such as batch_size=64")
     judging = parser.add_argument_group("evaluate")
     add = judging.add_argument
     add("--sentences", type=Path, metavar="FILE", help="text file with one sentence a line, for the way `speech`")
