@@ -18,7 +18,8 @@ say: $(INSTALLED)
 
 setup: $(DEVELOPER)
 
-$(INSTALLED): pyproject.toml constraints.txt
+# The C library is part of the installation: it is built again when its sources change.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/indextts2/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e .
 	touch $(INSTALLED)

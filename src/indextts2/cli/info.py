@@ -1,4 +1,4 @@
-"""Show the dimensions and parameter counts of a model. Reads configuration only, no weights."""
+"""Show the dimensions and parameter counts of a model, and whether native kernels are in use. Reads configuration only, no weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from indextts2.checkpoints.layout import ModelDirectory, resolve_model
+    from indextts2.native.library import native
 
     model, config_file = options.model_location(args)
     directory = ModelDirectory.open(resolve_model(model), config_file)
     counts = parameter_counts(directory.config)
     if args.json:
-        print(json.dumps({"model": str(directory.path), "parameters": counts, "config": asdict(directory.config)}))
+        values = {"model": str(directory.path), "parameters": counts, "config": asdict(directory.config)}
+        print(json.dumps({**values, "native_kernels": native().status}))
     else:
         print(report(directory.path, directory.config, counts))
+        print(f"\nnative kernels: {native().status}")
     return 0
 
 

@@ -2,7 +2,10 @@
 
 Legend: B batch, C channels, T samples at the base rate.
 
-The signal at the doubled rate is kept as its two phases (`even` 2t, `odd` 2t+1), so that every filter is a sum of
+Two implementations of one calculation: the C kernel of indextts2.native for float32 on the CPU, which keeps the
+doubled rate in the cache and passes over the memory once, and the PyTorch code below for everything else.
+
+There the signal at the doubled rate is kept as its two phases (`even` 2t, `odd` 2t+1), so that every filter is a sum of
 six shifted copies: on CPUs this is faster than grouped convolutions, and nothing is interleaved. Both phases carry
 `MARGIN` more positions at each end, because the down-sampler replicates the *activated* edge samples.
 
@@ -18,6 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from indextts2.native import library
+from indextts2.native.snake import snake_backward, snake_forward
 
 TAPS = 12
 # Positions at the base rate that the down-sampler reads beyond either end of the phases.
@@ -41,6 +47,11 @@ def kaiser_sinc_filter(taps: int = TAPS, cutoff: float = 0.25, half_width: float
     time = torch.arange(taps, dtype=torch.float64, device="cpu") - (taps - 1) / 2
     values = window * torch.sinc(2 * cutoff * time)
     return [float(v) for v in values / values.sum()]
+
+
+@functools.cache
+def _taps() -> Tensor:
+    return torch.tensor(kaiser_sinc_filter(), dtype=torch.float32, device="cpu")
 
 
 class PhaseFilter(NamedTuple):
@@ -119,8 +130,40 @@ def snake_gradients(u: Tensor, g: Tensor, frequency: Tensor, magnitude: Tensor) 
     return slope.mul_(frequency * magnitude).add_(g), g_frequency, g_magnitude
 
 
+def anti_aliased_snake(x: Tensor, frequency: Tensor, magnitude: Tensor) -> Tensor:
+    """(B,C,T) -> (B,C,T) without gradients; `frequency` and `magnitude` (C,1)."""
+    if library.usable(x, frequency, magnitude):
+        return snake_forward(x, frequency, magnitude, _taps())
+    even, odd = upsample(x)
+    return downsample(snake_(even, frequency, magnitude), snake_(odd, frequency, magnitude))
+
+
+def gradients(x: Tensor, gradient: Tensor, frequency: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by x (B,C,T), frequency (C,1) and magnitude (C,1); `gradient` (B,C,T) is that by the output."""
+    if library.usable(x, gradient, frequency, magnitude):
+        return snake_backward(x, gradient, frequency, magnitude, _taps())
+    filters, length = phase_filters(), x.shape[-1]
+    padded = x.new_zeros(*x.shape[:-1], length + 4 * MARGIN)
+    totals = [torch.zeros_like(frequency), torch.zeros_like(magnitude)]
+    activated = [x.new_zeros(*x.shape[:-1], length + 2 * MARGIN) for _ in range(2)]
+    filters.down_even.add_transposed(gradient, activated[0])
+    filters.down_odd.add_transposed(gradient, activated[1])
+    activated[0][..., MARGIN] += sum(g[..., :MARGIN].sum(-1) for g in activated)
+    activated[1][..., -MARGIN - 1] += sum(g[..., -MARGIN:].sum(-1) for g in activated)
+    for u, g, up in zip(upsample(x), activated, (filters.up_even, filters.up_odd), strict=True):
+        inner_u, inner_g = u.narrow(-1, MARGIN, length), g.narrow(-1, MARGIN, length)
+        g_u, g_frequency, g_magnitude = snake_gradients(inner_u, inner_g, frequency, magnitude)
+        totals[0] += g_frequency
+        totals[1] += g_magnitude
+        up.add_transposed(g_u, padded.narrow(-1, MARGIN, length + 2 * MARGIN))
+    g_x = padded.narrow(-1, 2 * MARGIN, length)
+    g_x[..., 0] += padded[..., : 2 * MARGIN].sum(-1)
+    g_x[..., -1] += padded[..., -2 * MARGIN :].sum(-1)
+    return g_x, totals[0], totals[1]
+
+
 class _AntiAliasedSnake(torch.autograd.Function):
-    """The activation with a backward pass that keeps only the input and runs the same shifted sums."""
+    """The activation with a backward pass that keeps only the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frequency: Tensor, magnitude: Tensor) -> Tensor:
@@ -131,30 +174,7 @@ class _AntiAliasedSnake(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, frequency, magnitude = ctx.saved_tensors
-        filters, length = phase_filters(), x.shape[-1]
-        padded = x.new_zeros(*x.shape[:-1], length + 4 * MARGIN)
-        totals = [torch.zeros_like(frequency), torch.zeros_like(magnitude)]
-        activated = [x.new_zeros(*x.shape[:-1], length + 2 * MARGIN) for _ in range(2)]
-        filters.down_even.add_transposed(gradient, activated[0])
-        filters.down_odd.add_transposed(gradient, activated[1])
-        activated[0][..., MARGIN] += sum(g[..., :MARGIN].sum(-1) for g in activated)
-        activated[1][..., -MARGIN - 1] += sum(g[..., -MARGIN:].sum(-1) for g in activated)
-        for u, g, up in zip(upsample(x), activated, (filters.up_even, filters.up_odd), strict=True):
-            inner_u, inner_g = u.narrow(-1, MARGIN, length), g.narrow(-1, MARGIN, length)
-            g_u, g_frequency, g_magnitude = snake_gradients(inner_u, inner_g, frequency, magnitude)
-            totals[0] += g_frequency
-            totals[1] += g_magnitude
-            up.add_transposed(g_u, padded.narrow(-1, MARGIN, length + 2 * MARGIN))
-        g_x = padded.narrow(-1, 2 * MARGIN, length)
-        g_x[..., 0] += padded[..., : 2 * MARGIN].sum(-1)
-        g_x[..., -1] += padded[..., -2 * MARGIN :].sum(-1)
-        return g_x, *totals
-
-
-def anti_aliased_snake(x: Tensor, frequency: Tensor, magnitude: Tensor) -> Tensor:
-    """(B,C,T) -> (B,C,T) without gradients; `frequency` and `magnitude` (C,1)."""
-    even, odd = upsample(x)
-    return downsample(snake_(even, frequency, magnitude), snake_(odd, frequency, magnitude))
+        return gradients(x, gradient, frequency, magnitude)
 
 
 class SnakeBeta(nn.Module):
