@@ -46,4 +46,4 @@ parity-full: $(DEVELOPER)
 	$(BIN)/pytest -m full -s
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache src/indextts2/native/_kernels.*

@@ -1,4 +1,4 @@
-"""Show the dimensions and parameter counts of a model, and whether native kernels are in use. Reads configuration only, no weights."""
+"""Show the dimensions and parameter counts of a model and the native kernels in use. Reads no weights."""
 
 from __future__ import annotations
 
