@@ -12,9 +12,11 @@ import torch
 
 from indextts2.config import ModelConfig
 from indextts2.training.alignment import ctc_path, token_of_frame
+from indextts2.training.augment import stretch
 from indextts2.training.codec import CodecStage, CodecStageConfig, write_codes, write_features
 from indextts2.training.data import Corpus
 from indextts2.training.gpt import GPTStage, GPTStageConfig, write_alignment, write_latents
+from indextts2.training.optimizers import split_matrices
 from indextts2.training.runner import RunConfig, Stage, load_trained, run_stage
 from indextts2.training.semantic import (
     Recogniser,
@@ -83,6 +85,31 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     first, second = load_trained(tmp_path / "whole"), load_trained(tmp_path / "parts")
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_muon_trains_hidden_matrices_and_resumes(corpus: Corpus, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    matrices, others = split_matrices(make_stage("gpt", corpus, tiny_config).model, GPTStage.outer_layers)
+    assert all(matrix.dim() == 2 for matrix in matrices)
+    assert tiny_config.gpt.number_mel_codes not in {matrix.shape[0] for matrix in matrices}
+    assert len(matrices) > 10
+    assert len(others) > 10
+    run_stage(make_stage("gpt", corpus, tiny_config), run_config(tmp_path / "whole", steps=40, optimizer="muon"))
+    losses = logged(tmp_path / "whole")
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    cut = make_stage("gpt", corpus, tiny_config)
+    stop_after(cut, 20)
+    run_stage(cut, run_config(tmp_path / "parts", steps=40, optimizer="muon"))
+    run_stage(make_stage("gpt", corpus, tiny_config), run_config(tmp_path / "parts", steps=40, optimizer="muon"))
+    assert logged(tmp_path / "parts") == losses
+
+
+def test_stretch_changes_length_and_keeps_order() -> None:
+    rows = np.arange(10)
+    assert stretch(rows, 1.0).tolist() == rows.tolist()
+    assert stretch(rows, 0.5).tolist() == [0, 2, 4, 6, 8]
+    assert stretch(rows, 1.5).tolist() == sorted(stretch(rows, 1.5).tolist())
+    assert len(stretch(rows, 1.5)) == 15
+    assert stretch(np.ones((1, 4)), 0.2).shape == (1, 4)
 
 
 def stop_after(stage: Stage, steps: int) -> None:

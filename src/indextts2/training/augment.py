@@ -1,6 +1,6 @@
-"""Changes of a recording that keep the words: another speaker by resampling, level, noise, colour.
+"""Changes of a recording that keep the words: another speaker by resampling, level, noise, colour, rate.
 
-All functions take and give (N,) float32 samples.
+All functions but `stretch` take and give (N,) float32 samples.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ def shift_speaker(samples: np.ndarray, factor: float, rate_hz: int) -> np.ndarra
     if factor == 1.0:
         return samples
     return np.asarray(soxr.resample(samples, rate_hz * factor, rate_hz, quality="MQ"), dtype=np.float32)
+
+
+def stretch(rows: np.ndarray, factor: float) -> np.ndarray:
+    """Codes or features (T, ...) spoken `factor` times longer: nearest rows, round(T * factor) of them, 1 at least."""
+    length = max(1, round(len(rows) * factor))
+    return rows[(np.arange(length) * len(rows)) // length]
 
 
 def change_level(samples: np.ndarray, rng: np.random.Generator, range_db: float = 6.0) -> np.ndarray:

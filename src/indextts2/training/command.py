@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, help="length of the run; it can be stopped earlier and goes on when called again")
     add("--steps", type=int, help="length of the run in steps")
     add("--learning-rate", type=float, help="highest learning rate")
+    add("--optimizer", choices=("adamw", "muon"), help="muon: for the matrices of hidden layers, AdamW for the rest")
     add("--threads", type=int, help="threads of torch")
     add("--seed", type=int, help="seed of the run")
     add("--precision", choices=("bfloat16", "float32"), help="of the forward and backward pass")
@@ -100,7 +101,10 @@ def stage_changes(pairs: list[str]) -> dict[str, Any]:
 
 def run_config(default: RunConfig, options: argparse.Namespace) -> RunConfig:
     """The stage's default run with the options that were given."""
-    names = ("output", "minutes", "steps", "learning_rate", "threads", "seed", "precision", "device", "start_from")
+    names = (
+        "output", "minutes", "steps", "learning_rate", "optimizer", "threads", "seed", "precision", "device",
+        "start_from",
+    )  # fmt: skip
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return dataclasses.replace(default, **given)
 

@@ -3,7 +3,8 @@
 What makes a few hours of speech enough: one attention head in two layers is shown the forced alignment of text and
 codes (guided attention in the sense of Tachibana et al. 2018, here with the CTC path of the encoder), positions start
 as sinusoids whose rates match, codes start as the phonemes that they are heard in, and a part of the input codes is
-replaced at random, so that the model reads the text instead of trusting its past.
+replaced at random, so that the model reads the text instead of trusting its past. Emotion is learnt as rate of
+speech: codes and the emotion's clip are stretched alike, the speaker's clip is not.
 Axes: B batch, L text tokens, M codes, T condition frames, D width.
 """
 
@@ -24,6 +25,7 @@ from indextts2.config import GPTConfig, build
 from indextts2.models.gpt.unified_voice import IGNORED_TARGET, PositionEmbedding, UnifiedVoice, training_targets
 from indextts2.text.phonemes import SPACE_ID
 from indextts2.training.alignment import ctc_path, token_of_frame
+from indextts2.training.augment import stretch
 from indextts2.training.codec import load_codec, load_recogniser, write_codes
 from indextts2.training.data import Corpus, LengthBatches, pad
 from indextts2.training.embedded import embedded_model_config
@@ -51,6 +53,9 @@ class GPTStageConfig:
     max_condition_frames: int = 400
     long_conditions: float = 0.2
     codes_per_token: float = 3.25
+    # Clips are spoken up to exp(tempo) times slower or faster, and the emotion's clip with them: so rate is emotion.
+    tempo: float = 0.25
+    tempo_share: float = 0.5
 
 
 class GPTTrainer(nn.Module):
@@ -146,6 +151,7 @@ class GPTStage(Stage):
     """Teacher-forced training of `GPTTrainer` on the codes in ``data/codes.npy``."""
 
     name = "gpt"
+    outer_layers = ("voice.mel_head", "voice.text_head", "code_probe", "text_probe")
 
     def __init__(self, corpus: Corpus, gpt: GPTConfig, config: GPTStageConfig, alignment: np.ndarray) -> None:
         self.corpus, self.config, self.gpt_config = corpus, config, gpt
@@ -174,6 +180,12 @@ class GPTStage(Stage):
         joined = np.concatenate((text, [SPACE_ID], more_text))
         return joined, np.concatenate((codes, more_codes)), np.concatenate((aligned, more_aligned + len(text) + 1))
 
+    def _tempo(self, rng: np.random.Generator | None) -> float:
+        """How many times longer an item is spoken: 1 for the evaluation and for a part of the items."""
+        if rng is None or rng.random() >= self.config.tempo_share:
+            return 1.0
+        return float(np.exp(rng.uniform(-self.config.tempo, self.config.tempo)))
+
     def _condition(self, number: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
         """At most `frames` features (T, C) of another clip of the speaker."""
         other = self.corpus.other_clip(number, rng or np.random.default_rng(number))
@@ -189,9 +201,16 @@ class GPTStage(Stage):
             items = [self._joined(number, rng) for number in numbers]
         else:
             items = [self._clip(number) for number in numbers]
+        tempos = [self._tempo(rng) for _ in items]
+        room = self.gpt_config.max_mel_tokens
+        items = [
+            (text, stretch(codes, tempo)[:room], stretch(aligned, tempo)[:room])
+            for (text, codes, aligned), tempo in zip(items, tempos, strict=True)
+        ]
         is_long = rng is None or rng.random() < self.config.long_conditions
         frames = self.config.max_condition_frames if is_long else self.config.short_condition_frames
         conditions = [self._condition(number, frames, rng) for number in numbers]
+        emotions = [stretch(rows, tempo) for rows, tempo in zip(conditions, tempos, strict=True)]
         batch = {
             "text": pad([text for text, _, _ in items]),
             "text_lengths": np.asarray([len(text) for text, _, _ in items]),
@@ -200,6 +219,8 @@ class GPTStage(Stage):
             "aligned": pad([aligned for _, _, aligned in items], IGNORED_TARGET),
             "condition": pad(conditions),
             "condition_lengths": np.asarray([len(condition) for condition in conditions]),
+            "emotion": pad(emotions),
+            "emotion_lengths": np.asarray([len(emotion) for emotion in emotions]),
         }
         batch["inputs"] = batch["codes"] if rng is None else self._corrupt(batch["codes"], rng)
         return {name: torch.from_numpy(value).to(self.device) for name, value in batch.items()}
@@ -217,7 +238,7 @@ class GPTStage(Stage):
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         voice, config = self.model.voice, self.gpt_config
         speaker = voice.speaker_latents(batch["condition"], batch["condition_lengths"])
-        emotion = voice.emotion_vector(batch["condition"], batch["condition_lengths"])
+        emotion = voice.emotion_vector(batch["emotion"], batch["emotion_lengths"])
         conditioning = voice.conditioning(speaker, emotion)
         text_logits, mel_logits, _ = voice.training_forward(
             conditioning, batch["text"], batch["text_lengths"], batch["inputs"], batch["code_lengths"]

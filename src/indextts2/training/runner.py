@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from indextts2.errors import ConfigError
+from indextts2.training.optimizers import Optimizers, split_matrices
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class RunConfig:
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     warmup_steps: int = 200
+    # adamw, or muon: Muon for the matrices of hidden layers, AdamW for the rest.
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -55,6 +58,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("bfloat16", "float32"):
             raise ConfigError(f"precision must be bfloat16 or float32, not {self.precision!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer must be adamw or muon, not {self.optimizer!r}")
         if self.minutes <= 0 and self.steps <= 0:
             raise ConfigError("a run needs minutes or steps above 0")
 
@@ -69,6 +74,8 @@ class Stage:
     name: str
     model: nn.Module
     device: torch.device
+    # Prefixes of parameters that Muon leaves to AdamW although they are matrices: heads, first and last maps.
+    outer_layers: tuple[str, ...] = ()
 
     def next_batch(self, rng: np.random.Generator) -> Any:
         """The next training batch (tensors on the CPU or on `device`)."""
@@ -169,13 +176,19 @@ class Run:
         if config.start_from:
             start_from(stage.model, config.start_from)
         stage.model.to(stage.device)
-        self.optimizer = torch.optim.AdamW(
-            stage.parameter_groups(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
+        self.optimizer = self._optimizers()
         self.average = Average(stage.model, config.ema_decay)
         self.rng = np.random.default_rng(config.seed)
         self.step, self.seconds = 0, 0.0
         self.should_stop = False
+
+    def _optimizers(self) -> Optimizers:
+        config, groups = self.config, self.stage.parameter_groups()
+        matrices: list[nn.Parameter] = []
+        if config.optimizer == "muon":
+            matrices, others = split_matrices(self.stage.model, self.stage.outer_layers)
+            groups = [{"params": others}]
+        return Optimizers(groups, matrices, config.learning_rate, config.betas, config.weight_decay)
 
     @property
     def progress(self) -> float:
@@ -194,17 +207,14 @@ class Run:
     def train_step(self) -> dict[str, float]:
         """One batch: losses, gradients, update; returns the logged figures."""
         config, rate = self.config, self.learning_rate()
-        for group in self.optimizer.param_groups:
-            # Checkpoints of earlier runs hold groups without a scale.
-            group["lr"] = rate * group.get("scale", 1.0)
         batch = self.stage.next_batch(self.rng)
         with torch.autocast(self.stage.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             losses = self.stage.losses(batch, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses["loss"].backward()
         norm = float(nn.utils.clip_grad_norm_(self.stage.parameters(), config.clip_norm))
         if math.isfinite(norm):
-            self.optimizer.step()
+            self.optimizer.step(rate)
             self.average.update(self.stage.model)
         else:
             log.warning("step %d skipped: gradient norm %s", self.step, norm)
