@@ -8,12 +8,14 @@ import importlib
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indextts2.errors import UsageError
 
 if TYPE_CHECKING:
+    from indextts2.training.evaluate import EvaluationConfig
     from indextts2.training.runner import RunConfig
 
 STAGES = ("semantic", "codec", "speaker", "vocoder", "s2mel", "gpt")
@@ -52,6 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--whisper", default="base", metavar="MODEL", help="name or folder; `packaged:DIR` joins the packaged one there"
     )
+    add("--stops", type=Path, metavar="FILE", help="instead: decode each line and count run-ons and empty results")
+    add("--emotions", type=int, metavar="N", help="instead: pitch, rate and level of N sentences for each emotion")
     add("--save-audio", action="store_true", help="keep the audio beside the report")
 
 
@@ -134,16 +138,14 @@ def _package(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from indextts2.training.evaluate import WAYS, EvaluationConfig, run_evaluation
+    from indextts2.training.evaluate import WAYS, EvaluationConfig
     from indextts2.training.judges import packaged_whisper
 
     prefix = "packaged:"
     whisper = options.whisper
     if whisper.startswith(prefix):
         whisper = str(packaged_whisper(Path(whisper.removeprefix(prefix))))
-    sentences: tuple[str, ...] = ()
-    if options.sentences is not None:
-        sentences = tuple(filter(None, map(str.strip, options.sentences.read_text(encoding="utf-8").splitlines())))
+    sentences = () if options.sentences is None else tuple(_lines(options.sentences))
     config = EvaluationConfig(
         output=options.output or str(options.work / "evaluation"),
         model=options.model,
@@ -160,8 +162,32 @@ def _evaluate(options: argparse.Namespace) -> None:
     if unknown := sorted(set(changes) - known):
         raise UsageError(f"an evaluation has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
     config = dataclasses.replace(config, **changes)
-    for line in run_evaluation(config):
+    for line in _figures(config, options):
         sys.stdout.write(json.dumps(line) + "\n")
+
+
+def _figures(config: EvaluationConfig, options: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """Lines of the evaluation that was asked for."""
+    from indextts2.training.evaluate import Evaluation, count_stops, run_evaluation
+    from indextts2.training.prosody import emotion_report
+
+    if options.stops is None and options.emotions is None:
+        return run_evaluation(config)
+    evaluation = Evaluation(config)
+    references = list(evaluation.references.values())
+    if not references:
+        raise UsageError("there is no reference: give --work with a prepared corpus, or --references DIR")
+    if options.stops is not None:
+        return [count_stops(evaluation.tts, references, _lines(options.stops))]
+    sentences = config.sentences[: options.emotions]
+    if not sentences:
+        raise UsageError("--emotions needs --sentences FILE and at least one sentence")
+    return emotion_report(evaluation.tts, references, sentences, config.inference, config.seed)
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file that are not empty."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _finetune(options: argparse.Namespace) -> None:

@@ -243,9 +243,9 @@ def run_evaluation(config: EvaluationConfig) -> list[dict[str, object]]:
 
 
 def count_stops(
-    tts: IndexTTS2, reference: Waveform, sentences: Sequence[str], generation: GenerationConfig | None = None
+    tts: IndexTTS2, references: Sequence[Waveform], sentences: Sequence[str], generation: GenerationConfig | None = None
 ) -> dict[str, float]:
-    """Decode `sentences` to codes only: how many run into the limit, are empty, or last unlikely long.
+    """Decode `sentences` to codes only, in turn for each reference: how many run on, how many are empty.
 
     Returns:
         `sentences`, `run_on` (limit reached), `empty`, `codes_per_piece` (mean over those that stopped).
@@ -253,9 +253,9 @@ def count_stops(
     config = InferenceConfig(generation=generation).resolved(tts.config)
     result = {"sentences": 0.0, "run_on": 0.0, "empty": 0.0}
     rates: list[float] = []
-    voice = tts.voice(reference)
     with torch.inference_mode():
         for number, text in enumerate(sentences):
+            voice = tts.voice(references[number % len(references)])
             generator = torch.Generator().manual_seed(number)
             emotion = tts.emotion_vector(voice, None, text)
             for segment in tts.text_segments(text, config):
