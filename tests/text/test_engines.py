@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 
 from indextts2.errors import TextError
-from indextts2.text import engines
 from indextts2.text.cache import default_cache_dir
 from indextts2.text.engines import EngineLoader, WeTextEngine, load_engine
 from indextts2.text.language import Language
@@ -47,7 +45,8 @@ assert not chinese, chinese
     assert process.stderr.splitlines() == [
         "the English grammar has no reading for '\\n3 a' (4 characters); its numbers and abbreviations stay as written"
     ]
-    assert not (tmp_path / "cache").exists()
+    kept = [path.name for path in (tmp_path / "cache" / "grammars").iterdir()]
+    assert len(kept) == 1 and kept[0].startswith("en-")
 
 
 def test_one_language_does_not_wait_for_the_other() -> None:
@@ -71,76 +70,6 @@ def test_one_language_does_not_wait_for_the_other() -> None:
     for thread in threads:
         thread.join(20)
     assert sorted(loads) == ["en", "zh"], "each grammar loads once"
-
-
-def fake_compiler(monkeypatch: pytest.MonkeyPatch, fail: bool = False) -> list[Path]:
-    """Stand in for WeTextProcessing's compiler: it writes the first file, then fails or writes the second."""
-    opened: list[Path] = []
-
-    def open_chinese(folder: Path) -> SimpleNamespace:
-        opened.append(folder)
-        for name in engines._GRAMMAR_FILES:
-            (folder / name).write_bytes(b"whole")
-            if fail:
-                raise KeyboardInterrupt
-        return SimpleNamespace()
-
-    monkeypatch.setattr(engines, "_open_chinese", open_chinese)
-    return opened
-
-
-def files_under(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
-
-
-def test_the_compiled_grammar_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = fake_compiler(monkeypatch)
-    engines._load_chinese(tmp_path)
-    engines._load_chinese(tmp_path)
-    assert opened[0].name.startswith(".compiling-")
-    assert opened[1] == engines._grammar_folder(tmp_path)
-    assert files_under(tmp_path) == sorted(engines._GRAMMAR_FILES)
-
-
-def test_an_interrupted_compilation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_compiler(monkeypatch, fail=True)
-    with pytest.raises(KeyboardInterrupt):
-        engines._load_chinese(tmp_path)
-    assert files_under(tmp_path) == []
-
-
-def test_two_compilers_at_once_both_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_compiler(monkeypatch)
-    folder = engines._grammar_folder(tmp_path)
-    engines._compile_chinese(folder)
-    engines._compile_chinese(folder)
-    assert [(folder / name).read_bytes() for name in engines._GRAMMAR_FILES] == [b"whole", b"whole"]
-    assert files_under(tmp_path) == sorted(engines._GRAMMAR_FILES)
-
-
-def test_without_a_usable_cache_the_grammar_is_compiled_for_this_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    opened = fake_compiler(monkeypatch)
-    (tmp_path / "file").write_text("in the way")
-    engines._load_chinese(tmp_path / "file")
-    assert "cannot keep the compiled Chinese grammar" in caplog.text
-    assert not opened[0].exists()
-
-
-@linux_only
-@pytest.mark.parametrize("size", [0, 1000, 100_000])
-def test_a_damaged_grammar_is_compiled_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
-) -> None:
-    engines.load_engine("zh", default_cache_dir())
-    folder = engines._grammar_folder(tmp_path)
-    shutil.copytree(engines._grammar_folder(default_cache_dir()), folder)
-    os.truncate(folder / engines._GRAMMAR_FILES[0], size)
-    compiled = SimpleNamespace()
-    monkeypatch.setattr(engines, "_compile_chinese", lambda _: compiled)
-    assert engines._load_chinese(tmp_path) is compiled
-    assert "is damaged" in caplog.text
 
 
 @linux_only

@@ -17,15 +17,22 @@ from indextts2.errors import CheckpointError
 class _EmptyOnMeta(TorchFunctionMode):
     """Parameters, which start empty or random, go to the meta device; buffers that are computed stay real.
 
-    So nothing is drawn from the global random generator either.
+    So nothing is drawn from the global random generator either. Nor is anything computed on the meta device: the values
+    are replaced anyway, and for drawing or scaling there torch would import its compiler, which takes a second.
     """
 
     REDIRECTED = (torch.empty, torch.randn, torch.rand)
+    SCALING = (torch.Tensor.mul, torch.Tensor.__mul__)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
         if func in self.REDIRECTED:
-            kwargs["device"] = "meta"
+            kwargs.pop("generator", None)
+            return torch.empty(*args, **kwargs | {"device": "meta"})
+        if func in self.SCALING and args[0].is_meta and isinstance(args[1], float):
+            return args[0]
         return func(*args, **kwargs)
 
 

@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import logging
 import platform
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from indextts2.errors import TextError
 from indextts2.text.cache import default_cache_dir
+from indextts2.text.grammars import Grammar, load_grammar
 from indextts2.text.language import Language
 
-if TYPE_CHECKING:
-    from tn.processor import Processor
-
-logger = logging.getLogger(__name__)
-
-_GRAMMAR_FILES = ("zh_tn_tagger.fst", "zh_tn_verbalizer.fst")
 _CHATTY_LOGGERS = ("wetext", "wetext-zh_normalizer", "wetext-en_normalizer")
 _LANGUAGE_NAMES: dict[Language, str] = {"zh": "Chinese", "en": "English"}
 
@@ -46,20 +38,20 @@ def _no_reading(language: Language, text: str) -> TextError:
 class WeTextProcessingEngine:
     """WeTextProcessing's transducers. Used directly, since its own calls write to stderr when there is no reading."""
 
-    def __init__(self, language: Language, processor: Processor) -> None:
+    def __init__(self, language: Language, grammar: Grammar) -> None:
         from tn.token_parser import TokenParser
 
         self._language = language
-        self._processor = processor
+        self._grammar = grammar
         self._token_parser = TokenParser
         self._lock = threading.Lock()
 
     def normalize(self, text: str) -> str:
         """Tag, reorder, verbalise; raises TextError if there is no path through a transducer."""
         with self._lock:
-            tagged = self._best_path(text, self._processor.tagger, text)
-            ordered = self._token_parser(self._processor.ordertype).reorder(tagged) if tagged else ""
-            return self._best_path(ordered, self._processor.verbalizer, text)
+            tagged = self._best_path(text, self._grammar.tagger, text)
+            ordered = self._token_parser(self._grammar.field_order).reorder(tagged) if tagged else ""
+            return self._best_path(ordered, self._grammar.verbalizer, text)
 
     def _best_path(self, text: str, transducer: Any, source: str) -> str:
         import pynini
@@ -110,55 +102,9 @@ def _silence() -> None:
         logging.getLogger(name).disabled = True
 
 
-def _grammar_folder(cache_dir: Path) -> Path:
-    """Compiled grammars are valid for one version of the library that made them."""
-    return cache_dir / "grammars" / f"zh-wetextprocessing-{version('WeTextProcessing')}-pynini-{version('pynini')}"
-
-
-def _open_chinese(folder: Path) -> Processor:
-    """Open the grammar compiled in `folder`, or compile it there if absent."""
-    from tn.chinese.normalizer import Normalizer
-
-    return Normalizer(cache_dir=str(folder), overwrite_cache=False, remove_interjections=False, remove_erhua=False)
-
-
-def _compile_chinese(folder: Path) -> Processor:
-    """Compile beside `folder`, then move each whole file into it: a reader or a second compiler never sees a part."""
-    logger.info("compiling the Chinese grammar into %s (once, some seconds)", folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder.parent))
-    except OSError as error:
-        logger.warning("cannot keep the compiled Chinese grammar in %s: %s; compiling it for this run", folder, error)
-        workplace, folder = Path(tempfile.mkdtemp(prefix="indextts2-grammar-")), Path()
-    try:
-        processor = _open_chinese(workplace)
-        if folder.name:
-            for name in _GRAMMAR_FILES:
-                (workplace / name).replace(folder / name)
-        return processor
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-
-
-def _load_chinese(cache_dir: Path) -> Processor:
-    folder = _grammar_folder(cache_dir)
-    if not all((folder / name).is_file() for name in _GRAMMAR_FILES):
-        return _compile_chinese(folder)
-    try:
-        return _open_chinese(folder)
-    except OSError as error:
-        logger.warning("the compiled Chinese grammar in %s is damaged (%s); compiling it again", folder, error)
-        return _compile_chinese(folder)
-
-
 def _load_wetextprocessing(language: Language, cache_dir: Path) -> Engine:
     _silence()
-    if language == "zh":
-        return WeTextProcessingEngine(language, _load_chinese(cache_dir))
-    from tn.english.normalizer import Normalizer
-
-    return WeTextProcessingEngine(language, Normalizer(overwrite_cache=False))
+    return WeTextProcessingEngine(language, load_grammar(language, cache_dir))
 
 
 def load_engine(language: Language, cache_dir: Path) -> Engine:
