@@ -117,11 +117,11 @@ def signal_statistics(samples: np.ndarray, sample_rate_hz: int) -> dict[str, flo
     hz = np.fft.rfftfreq(FRAME_SAMPLES, 1 / sample_rate_hz)
     flatness = np.exp(np.log(loud + 1e-12).mean(1)) / (loud + 1e-12).mean(1)
     return {
-        "level_dbfs": _decibel(float(np.mean(samples.astype(np.float64) ** 2))),
+        "level_dbfs": decibel(float(np.mean(samples.astype(np.float64) ** 2))),
         "dc": float(samples.mean()),
         "clipped": float(np.mean(np.abs(samples) >= CLIPPING_LEVEL)),
-        "high_band_db": _decibel(float(loud[:, hz > HIGH_BAND_HZ].sum() / loud.sum())),
-        "flatness_db": _decibel(float(flatness.mean())),
+        "high_band_db": decibel(float(loud[:, hz > HIGH_BAND_HZ].sum() / loud.sum())),
+        "flatness_db": decibel(float(flatness.mean())),
     }
 
 
@@ -133,5 +133,6 @@ def _frame_power(samples: np.ndarray) -> np.ndarray:
     return power
 
 
-def _decibel(ratio: float) -> float:
+def decibel(ratio: float) -> float:
+    """A ratio of powers in dB, -120 at least."""
     return float(10 * np.log10(max(ratio, 1e-12)))

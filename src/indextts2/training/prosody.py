@@ -11,6 +11,7 @@ import numpy as np
 from indextts2.config import EMOTIONS, InferenceConfig
 from indextts2.errors import MissingExtraError
 from indextts2.inference.pipeline import IndexTTS2
+from indextts2.training.judges import decibel
 from indextts2.types import Waveform
 
 PITCH_RANGE_HZ = (60.0, 500.0)
@@ -36,7 +37,7 @@ def prosody(samples: np.ndarray, sample_rate_hz: int, words: int) -> dict[str, f
     bottom, median, top = (float(x) for x in np.percentile(voiced if len(voiced) else np.full(1, low), (10, 50, 90)))
     return {
         "words_per_second": words * sample_rate_hz / max(len(samples), 1),
-        "level_dbfs": float(10 * np.log10(max(np.mean(samples.astype(np.float64) ** 2), 1e-12))),
+        "level_dbfs": decibel(float(np.mean(samples.astype(np.float64) ** 2))),
         "pitch_hz": median,
         "pitch_range": 12 * math.log2(top / bottom),
     }
