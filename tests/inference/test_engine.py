@@ -58,9 +58,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.002)
 
 
-@pytest.fixture
-def engine(tiny_tts: IndexTTS2) -> Iterator[SpeechEngine]:
-    with SpeechEngine(tiny_tts, max_running=4, plan=PLAN, max_chunks=100) as engine:
+@pytest.fixture(params=[1, 2])
+def engine(tiny_tts: IndexTTS2, request: pytest.FixtureRequest) -> Iterator[SpeechEngine]:
+    with SpeechEngine(tiny_tts, max_running=4, plan=PLAN, max_chunks=100, lanes=request.param) as engine:
         yield engine
 
 
@@ -140,7 +140,7 @@ def test_flow_and_decoding_take_turns(
 def test_the_listener_who_runs_dry_first_is_served_first(
     tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four that come together hear their first sound one after the other, then all go on alike."""
+    """Four that come together hear their first sound one after the other, or two by two, then all go on alike."""
     order: list[SpeechJob] = []
     deliver = engine._deliver
 
@@ -150,11 +150,12 @@ def test_the_listener_who_runs_dry_first_is_served_first(
 
     monkeypatch.setattr(engine, "_deliver", delivered)
     texts = [TEXTS[2]] * 4
-    jobs = [engine.submit(request(tiny_voice, t, "low-latency", min_new_tokens=30, steps=20)) for t in texts]
+    with engine._changed:  # no lane begins before all are there
+        jobs = [engine.submit(request(tiny_voice, t, "low-latency", min_new_tokens=30, steps=20)) for t in texts]
     for job in jobs:
         assert job.wait(60)
     numbers = [jobs.index(job) for job in order]
-    assert numbers[:4] == [0, 1, 2, 3]
+    assert all(abs(number - place) < engine.lanes for place, number in enumerate(numbers[:4]))
     half = numbers[: len(numbers) // 2]
     assert max(map(half.count, range(4))) - min(map(half.count, range(4))) <= 1
 

@@ -1,8 +1,9 @@
-"""One model, many requests: a worker thread that owns the model and speaks for all of them."""
+"""One model, many requests: worker threads ("lanes") that speak for all of them, piece by piece."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -17,9 +18,12 @@ from torch import Tensor
 from indextts2.config import InferenceConfig
 from indextts2.errors import Cancelled, GenerationError, IndexTTS2Error, UsageError
 from indextts2.inference.chunk_queue import MAX_CHUNKS, ChunkQueue, Stopwatch
+from indextts2.inference.emotion import EmotionVector
+from indextts2.inference.lanes import lane_count, use_threads
 from indextts2.inference.progress import Run
 from indextts2.inference.speaking import Render, SegmentSpeech, Steps, speak
 from indextts2.inference.streaming import ChunkMaker, Mode, as_typed_error, render_of
+from indextts2.inference.voice import Voice
 from indextts2.models.gpt.generation import Request, feed
 from indextts2.types import AudioChunk
 
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 2.0
+PIECES_BEFORE_DECODING = 2
+"""Text and voice, then the prefix of the first segment."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class SpeechJob:
 
 @dataclass(eq=False)
 class _Task:
-    """A running job: its steps, and the request that waits for a decoding step, if any."""
+    """A running job: its steps, the request that waits for a decoding step, if any, and whether a lane has it."""
 
     job: SpeechJob
     steps: Steps
@@ -118,7 +124,9 @@ class _Task:
     request: Request | None = None
     delivered_seconds: float = 0.0
     worked_seconds: float = 0.0
-    """On the piece that comes next, decoding left out."""
+    """On the chunk that comes next, what precedes all decoding left out."""
+    pieces_done: int = 0
+    taken: bool = False
 
     @property
     def runnable(self) -> bool:
@@ -129,20 +137,42 @@ class _Task:
     def due(self) -> float:
         """The time at which a listener runs dry who began to listen when the job was submitted.
 
-        What works on one piece for very long is put back, so that it cannot hold up all that came later.
+        What works on one piece for very long is put back, so that it cannot hold up all that came later. What can join
+        the decoding of others within moments comes first: a step of the decoder costs hardly more with it.
         """
+        if self.pieces_done < PIECES_BEFORE_DECODING and _begins_soon(self.job.request):
+            return -math.inf
         return self.job._watch.start + self.delivered_seconds + max(0.0, self.worked_seconds - PATIENCE_SECONDS)
 
 
-class SpeechEngine:
-    """Speaks up to `max_running` requests together, in one thread that owns the model.
+def _begins_soon(request: SpeechRequest) -> bool:
+    """Whether no audio or description is to be encoded before decoding begins."""
+    encoded = isinstance(request.speaker, Voice)
+    return encoded and (request.emotion is None or isinstance(request.emotion, EmotionVector))
 
-    All requests that are being decoded take a step of the decoder together, in one batch; they join and leave at any
-    step. Between two of these steps one other piece of work is done - a step of a flow, a vocoder, a text - for the
-    request whose listener runs dry first. Each draws from its own random generator, so it sounds as it would alone.
+
+@dataclass(frozen=True)
+class _Piece:
+    """What a lane does next: a decoding step of all these tasks, or the next step of one that is not decoding."""
+
+    tasks: list[_Task]
+    decoding: bool
+
+    @property
+    def due(self) -> float:
+        return min(task.due for task in self.tasks)
+
+
+class SpeechEngine:
+    """Speaks up to `max_running` requests together.
+
+    Lanes, each a thread, take one piece of work at a time: a decoding step of all requests that are being decoded, in
+    one batch which they join and leave at any step; or another step of one request - of a flow, a vocoder, a text. The
+    piece that comes first is that of the request whose listener runs dry first. While several pieces are computed the
+    cores are divided among them. Each request draws from its own random generator, so it sounds as it would alone.
 
     A request whose reader does not keep up rests, and goes on when the reader does. `close` the engine, or use it in a
-    `with` statement, to end its thread.
+    `with` statement, to end its threads.
     """
 
     def __init__(
@@ -152,20 +182,31 @@ class SpeechEngine:
         *,
         plan: ChunkPlan | None = None,
         max_chunks: int = MAX_CHUNKS,
+        lanes: int | None = None,
     ) -> None:
-        """`plan`: the chunks of the low-latency mode. `max_chunks`: so many are made ahead of a reader."""
+        """`plan`: the chunks of the low-latency mode. `max_chunks`: so many are made ahead of a reader.
+
+        `lanes`: pieces of work that are computed at a time. None: one for each thread that torch uses for one
+        operation on a CPU, one on other devices; never more than `max_running`.
+        """
         if max_running < 1:
             raise UsageError(f"max_running must be at least 1, not {max_running}")
         self.tts = tts
         self.max_running = max_running
+        self.lanes = lane_count(lanes, tts.models.device, max_running)
+        self._threads = torch.get_num_threads()
         self._plan = plan
         self._max_chunks = max_chunks
         self._changed = threading.Condition()
         self._waiting: deque[SpeechJob] = deque()
         self._tasks: list[_Task] = []
+        self._pieces: list[_Piece] = []
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="speech-engine", daemon=True)
-        self._thread.start()
+        self._workers = [
+            threading.Thread(target=self._work, name=f"speech-lane-{n}", daemon=True) for n in range(self.lanes)
+        ]
+        for worker in self._workers:
+            worker.start()
 
     # From any thread
 
@@ -187,8 +228,8 @@ class SpeechEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs: false once it is closed, or something has killed it."""
-        return self._thread.is_alive()
+        """Whether its threads run: false once it is closed, or something has killed one of them."""
+        return all(worker.is_alive() for worker in self._workers)
 
     @property
     def running(self) -> int:
@@ -201,21 +242,24 @@ class SpeechEngine:
         return len(self._waiting)
 
     def close(self, timeout_seconds: float = 30.0) -> bool:
-        """Take no more requests, let those in hand finish, and end the thread.
+        """Take no more requests, let those in hand finish, and end the threads.
 
         What is not finished after `timeout_seconds` is cancelled. Returns whether everything had finished.
         """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout_seconds)
-        drained = not self._thread.is_alive()
+        end = time.monotonic() + timeout_seconds
+        for worker in self._workers:
+            worker.join(max(0.0, end - time.monotonic()))
+        drained = not any(worker.is_alive() for worker in self._workers)
         if not drained:
             with self._changed:
                 jobs = [*self._waiting, *(task.job for task in self._tasks)]
             for job in jobs:
                 job.cancel()
-            self._thread.join()
+            for worker in self._workers:
+                worker.join()
         return drained
 
     def __enter__(self) -> Self:
@@ -233,58 +277,90 @@ class SpeechEngine:
     def _render(self, mode: str, options: ResolvedConfig) -> Render:
         return render_of(mode, options, self._plan if mode != "exact" else None)
 
-    # In the thread of the engine
+    # In the lanes
 
     def _work(self) -> None:
         try:
             self._serve()
-        finally:  # whatever ends the thread, nobody may wait for it for ever
+        finally:  # whatever ends a lane, nobody may wait for it for ever
             with self._changed:
                 self._closing = True
                 jobs = [*self._waiting, *(task.job for task in self._tasks)]
                 self._waiting.clear()
                 self._tasks.clear()
+                self._changed.notify_all()
             for job in jobs:
                 job._end(GenerationError("the engine has died; make a new one and ask again"))
 
     @torch.inference_mode()
     def _serve(self) -> None:
-        while self._wait_for_work():
+        while (taken := self._take()) is not None:
+            piece, threads = taken
+            use_threads(threads, self._threads)
             try:
-                self._admit()
-                self._decode([t for t in self._tasks if t.request is not None and t.runnable])
-                self._resume_most_urgent()
+                if piece.decoding:
+                    self._decode(piece.tasks)
+                else:
+                    self._resume(piece.tasks[0])
             except Exception as error:  # of the engine itself: those in hand are lost, those to come are not
                 log.exception("the engine failed")
-                for task in list(self._tasks):
+                for task in piece.tasks:
                     self._end(task, error)
+            self._put_back(piece)
 
-    def _wait_for_work(self) -> bool:
-        """Wait until something can be done; False when all is done and nothing more comes."""
+    def _take(self) -> tuple[_Piece, int] | None:
+        """The most urgent piece of work and the number of threads it may use, waiting for one.
+
+        None when all is done and nothing more comes.
+        """
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._at_end() or self._can_admit() or any(task.runnable for task in self._tasks)
-            )
-            return not self._at_end()
+            self._admit()
+            while not (ready := self._ready()):
+                if self._at_end():
+                    return None
+                self._changed.wait()
+                self._admit()
+            piece = min(ready, key=lambda p: p.due)
+            for task in piece.tasks:
+                task.taken = True
+            self._pieces.append(piece)
+            if len(ready) > 1:
+                self._changed.notify()  # a lane that has nothing to do
+            return piece, max(1, self._threads // min(self.lanes, len(self._pieces) + len(ready) - 1))
+
+    def _put_back(self, piece: _Piece) -> None:
+        with self._changed:
+            self._pieces.remove(piece)
+            for task in piece.tasks:
+                task.taken = False
+                task.pieces_done += 1
+
+    def _ready(self) -> list[_Piece]:
+        """The pieces that a lane can take now; that of the decoder first, so that it wins where both are as urgent.
+
+        Texts and references are read one at a time: not all that reads them need be safe for threads.
+        """
+        tasks = [task for task in self._tasks if not task.taken and task.runnable]
+        decoding = [task for task in tasks if task.request is not None]
+        pieces = []
+        if decoding and not any(piece.decoding for piece in self._pieces):
+            pieces.append(_Piece(decoding, True))
+        reading = any(task.taken and not task.pieces_done for task in self._tasks)
+        for task in tasks:
+            if task.request is None and (task.pieces_done or not reading):
+                pieces.append(_Piece([task], False))
+        return pieces
 
     def _at_end(self) -> bool:
         return self._closing and not self._waiting and not self._tasks
 
-    def _can_admit(self) -> bool:
-        return any(job._queue.cancelled for job in self._waiting) or (
-            bool(self._waiting) and len(self._tasks) < self.max_running
-        )
-
     def _admit(self) -> None:
         """Begin what waits, in order, as far as there is room; drop what was cancelled."""
-        with self._changed:
-            cancelled = [job for job in self._waiting if job._queue.cancelled]
-            for job in cancelled:
-                self._waiting.remove(job)
-            while self._waiting and len(self._tasks) < self.max_running:
-                self._tasks.append(self._begin(self._waiting.popleft()))
-        for job in cancelled:
+        for job in [job for job in self._waiting if job._queue.cancelled]:
+            self._waiting.remove(job)
             job._end(Cancelled("the synthesis was cancelled before it began"))
+        while self._waiting and len(self._tasks) < self.max_running:
+            self._tasks.append(self._begin(self._waiting.popleft()))
 
     def _begin(self, job: SpeechJob) -> _Task:
         job._watch.mark("queued")
@@ -295,6 +371,7 @@ class SpeechEngine:
 
     def _decode(self, tasks: list[_Task]) -> None:
         """One step of the decoder for all `tasks` that still want it, then let each look at its codes."""
+        start = time.perf_counter()
         stepped = []
         for task, answer in self._feed([t for t in tasks if not t.job._queue.cancelled]):
             try:
@@ -305,8 +382,10 @@ class SpeechEngine:
                 stepped.append(task)
             except Exception as error:
                 self._end(task, error)
+        seconds = time.perf_counter() - start
         for task in [*stepped, *(t for t in tasks if t.job._queue.cancelled and t not in stepped)]:
             if task in self._tasks:
+                task.worked_seconds += seconds
                 self._resume(task)
 
     def _feed(self, tasks: list[_Task]) -> list[tuple[_Task, tuple[Tensor, Tensor] | Exception]]:
@@ -327,16 +406,9 @@ class SpeechEngine:
                 answers.append((task, error))
         return answers
 
-    def _resume_most_urgent(self) -> None:
-        """Do one piece of work other than decoding."""
-        task = min((t for t in self._tasks if t.request is None and t.runnable), key=lambda t: t.due, default=None)
-        if task is not None:
-            start = time.perf_counter()
-            self._resume(task)
-            task.worked_seconds += time.perf_counter() - start
-
     def _resume(self, task: _Task) -> None:
         """Let a task go on to its next step."""
+        start = time.perf_counter()
         try:
             step = next(task.steps)
         except StopIteration:
@@ -344,6 +416,8 @@ class SpeechEngine:
         except Exception as error:
             self._end(task, error)
         else:
+            if task.pieces_done >= PIECES_BEFORE_DECODING:
+                task.worked_seconds += time.perf_counter() - start
             task.request = step if isinstance(step, Request) else None
             if isinstance(step, SegmentSpeech):
                 self._deliver(task, step)
@@ -362,8 +436,12 @@ class SpeechEngine:
         if error is not None and not isinstance(error, IndexTTS2Error):
             log.error("a request failed", exc_info=error)
         with self._changed:
-            self._tasks.remove(task)
+            mine = task in self._tasks  # not if the engine has died
+            if mine:
+                self._tasks.remove(task)
+            self._changed.notify_all()
         task.steps.close()
         if error is not None:
             error.__traceback__ = None  # it would keep alive the frames of the steps, and caches in them
-        task.job._end(None if error is None else as_typed_error(error))
+        if mine:
+            task.job._end(None if error is None else as_typed_error(error))
