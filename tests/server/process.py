@@ -14,7 +14,7 @@ from indextts2.server import warm_up
 from tests.server.fakes import FakeEngine, Script
 
 
-def make_engine(tts: object, max_running: int) -> FakeEngine:
+def make_engine(tts: object, max_running: int, lanes: int | None) -> FakeEngine:
     return Script(seconds_per_word=float(os.environ.get("SECONDS_PER_WORD", "0"))).make_engine()
 
 

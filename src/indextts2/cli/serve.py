@@ -46,6 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         field = defaults[name.replace("-", "_")]
         kind = options.number if name.endswith("seconds") else int
         group.add_argument(f"--{name}", type=kind, default=field.default, metavar="N", help=f"{text} [%(default)s]")
+    group.add_argument("--lanes", type=int, metavar="N",
+                       help="pieces of work computed at a time, among which the cores are divided "
+                            "[one for each core; with a GPU 1]")  # fmt: skip
     group.add_argument("--idle-unload", type=options.number, metavar="SECONDS",
                        help="free the model's memory after so long without a request [never]")  # fmt: skip
     group = parser.add_argument_group("voices")
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         if cold:  # after an idle unload a request waits for the model already
             warm_up(tts)
             cold = False
-        return SpeechEngine(tts, max_running=settings.max_running)
+        return SpeechEngine(tts, max_running=settings.max_running, lanes=settings.lanes)
 
     say(f"indextts2 serve: http://{settings.host}:{settings.port} (ready when /readyz says so; Ctrl-C stops it)")
     return serve(create_app(settings, make_engine))
@@ -110,6 +113,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         max_voices=args.max_voices,
         max_running=args.max_running,
         max_waiting=args.max_waiting,
+        lanes=args.lanes,
         queue_seconds=args.queue_seconds,
         shutdown_seconds=args.shutdown_seconds,
         idle_unload_seconds=args.idle_unload,

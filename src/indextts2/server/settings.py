@@ -39,6 +39,7 @@ class ServerSettings:
         model_name: the name of the model in requests; `model_aliases` are accepted for it.
         voice_aliases: further names of voices, for clients that cannot choose other ones.
         max_running: requests that are spoken at the same time; `max_waiting` more may wait, the next gets 429.
+        lanes: pieces of work that the engine computes at a time, see `SpeechEngine`.
         queue_seconds: a request that has waited so long for its turn gets 503.
         idle_unload_seconds: let go of the model after so long without a request; None keeps it.
         allow_remote_audio: reference audio may be an http or https address of a public host.
@@ -57,6 +58,7 @@ class ServerSettings:
     max_voices: int = 100
     max_running: int = 4
     max_waiting: int = 16
+    lanes: int | None = None
     queue_seconds: float = 60.0
     shutdown_seconds: float = 30.0
     idle_unload_seconds: float | None = None
@@ -110,6 +112,8 @@ class ServerSettings:
         for name, least in whole.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.lanes is not None and self.lanes < 1:
+            raise UsageError(f"lanes must be at least 1, not {self.lanes}")
         times = [name for name in self.__dataclass_fields__ if name.endswith("_seconds")]
         for name in times:
             value = getattr(self, name)
