@@ -1,14 +1,14 @@
-"""How soon the first sound comes in both streaming modes, and what the low-latency mode costs in likeness.
+"""How soon the first sound comes in both streaming modes, or what the low-latency mode costs in likeness.
 
-    python -m benchmarks.streaming --speaker voice.wav [--model DIR] [--text TEXT] [--runs 3] [--look-ahead-frames 22 …]
+    python -m benchmarks.streaming [--speaker voice.wav] [--model DIR] [--text TEXT] [--runs 3]
+    python -m benchmarks.streaming --compare [--speaker NAME …] [--texts FILE] [--whisper MODEL] [--similarity]
 
-Whole-file time and both modes are timed in turn, in the same run, with a voice that is computed before; medians are
-shown. `stalls` is how long a listener who starts playing with the first chunk has to wait for later ones.
+Times: the whole file and both modes in turn, in the same run, with a voice that is computed before; medians are shown.
+`stalls` is how long a listener who starts playing with the first chunk has to wait for later ones.
 
-Likeness: three renderings of the same codes. "exact" is the whole-file result, "uncut" the low-latency mode with one
-chunk per segment (another start noise, no cuts), "low-latency" the chunks (the noise of "uncut", cut). So uncut to
-exact is what another noise does to the mel, low-latency to uncut what the cuts do. Jumps are measured where chunks
-meet, and at the same places of the two other renderings. The last line is the same as JSON.
+Likeness: mel distances between the modes and jumps where chunks meet, over several texts and voices, see `likeness`.
+With `--whisper` (extra `evaluate`) also the words that are heard, with `--similarity` the speaker. The options of the
+plan hold for both. The last line is all figures as JSON.
 """
 
 from __future__ import annotations
@@ -16,61 +16,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+import torch
 
+from benchmarks import likeness
 from benchmarks.machine import describe
 from indextts2 import IndexTTS2, InferenceConfig, Voice
+from indextts2.audio.loader import load_reference
 from indextts2.cli.console import say, table
 from indextts2.config import ResolvedConfig
 from indextts2.inference.low_latency import ChunkPlan
-from indextts2.inference.named_voices import resolve_speaker
-from indextts2.inference.progress import Run
-from indextts2.inference.speaking import speak, speak_alone
-from indextts2.inference.streaming import Mode, render_of
-
-TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps for hours in the warm afternoon sun."
-UNCUT = ChunkPlan(first_frames=1 << 20, max_frames=1 << 20, prompt_frames=None)
-DECIBELS = 20 / math.log(10)
-JUMP_MS = 10.0
-
-
-class Rendering(NamedTuple):
-    """Joined mel (n_mels, N) and samples, and the samples at which pieces of one segment meet."""
-
-    mel: np.ndarray
-    samples: np.ndarray
-    joints: list[int]
+from indextts2.inference.named_voices import named_voices, resolve_speaker
+from indextts2.inference.streaming import Mode
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the benchmark, print its tables and JSON, and return the figures."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     plan = ChunkPlan(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ChunkPlan)})
     with IndexTTS2.from_pretrained(args.model, device=args.device, dtype=args.dtype) as tts:
-        config = _config(args, tts).resolved(tts.config)
-        voice = tts.voice(resolve_speaker(args.speaker))
-        for mode in ("exact", "low-latency"):
-            time_stream(tts, voice, "Warm up.", config, mode)
-        times = measure_times(tts, voice, args.text, config, plan, args.runs)
-        likeness = measure_likeness(tts, voice, args.text, config, plan)
         figures = {
             "benchmark": "streaming",
             **describe(tts.models.device, tts.models.gpt_dtype),
             "model": str(tts.directory.path.name if tts.directory else args.model),
-            "prompt_frames": voice.prompt_mel.shape[2],
-            "words": len(args.text.split()),
-            "runs": args.runs,
             "plan": dataclasses.asdict(plan),
-            **times,
-            **likeness,
+            **(measure_likeness(args, tts, plan) if args.compare else measure_times(args, tts, plan)),
         }
-    _show(figures)
+    _show_likeness(figures) if args.compare else _show_times(figures)
     line = json.dumps(figures)
     print(line)
     if args.json:
@@ -79,24 +55,43 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return figures
 
 
-def measure_times(
-    tts: IndexTTS2, voice: Voice, text: str, config: ResolvedConfig, plan: ChunkPlan, runs: int
-) -> dict[str, Any]:
+def measure_likeness(args: argparse.Namespace, tts: IndexTTS2, plan: ChunkPlan) -> dict[str, Any]:
+    """The figures of `likeness.compare` for all texts and voices asked for."""
+    judges = likeness.Judges(args.whisper, args.similarity, torch.get_num_threads())
+    speakers = args.speaker or list(named_voices()) or [None]
+    references = [load_reference(resolve_speaker(speaker)) for speaker in speakers]
+    texts = likeness.TEXTS if args.texts is None else args.texts.read_text(encoding="utf-8").splitlines()
+    texts = [text for text in texts if text.strip()]
+    return likeness.compare(tts, references, texts, _config(args, tts).resolved(tts.config), plan, judges)
+
+
+def measure_times(args: argparse.Namespace, tts: IndexTTS2, plan: ChunkPlan) -> dict[str, Any]:
     """Medians over the runs: seconds of the whole file; first audio, total and stalls of each mode."""
+    config = _config(args, tts).resolved(tts.config)
+    voice = tts.voice(resolve_speaker(args.speaker[0] if args.speaker else None))
+    for mode in ("exact", "low-latency"):
+        time_stream(tts, voice, "Warm up.", config, mode)
     rows: dict[str, list[dict[str, float]]] = {"whole": [], "exact": [], "low-latency": []}
     audio = 0.0
-    for _ in range(runs):
-        result = tts.infer(text, voice, config=config)
+    for _ in range(args.runs):
+        result = tts.infer(args.text, voice, config=config)
         audio = result.duration
         rows["whole"].append({"total": result.timings["total"]})
-        rows["exact"].append(time_stream(tts, voice, text, config, "exact"))
-        rows["low-latency"].append(time_stream(tts, voice, text, config, "low-latency", plan))
+        rows["exact"].append(time_stream(tts, voice, args.text, config, "exact"))
+        rows["low-latency"].append(time_stream(tts, voice, args.text, config, "low-latency", plan))
     seconds = {
         name: {key: round(statistics.median(run[key] for run in timed), 4) for key in timed[0]}
         for name, timed in rows.items()
     }
     first = seconds["low-latency"]["first_audio"] / seconds["whole"]["total"]
-    return {"audio_seconds": round(audio, 3), "seconds": seconds, "first_audio_to_whole": round(first, 4)}
+    return {
+        "prompt_frames": voice.prompt_mel.shape[2],
+        "words": len(args.text.split()),
+        "runs": args.runs,
+        "audio_seconds": round(audio, 3),
+        "seconds": seconds,
+        "first_audio_to_whole": round(first, 4),
+    }
 
 
 def time_stream(
@@ -120,62 +115,7 @@ def stalls(arrivals: list[float], lengths: list[float]) -> float:
     return waited
 
 
-def measure_likeness(
-    tts: IndexTTS2, voice: Voice, text: str, config: ResolvedConfig, plan: ChunkPlan
-) -> dict[str, Any]:
-    """Mel distances (dB, root mean square over all bands and frames) and jumps at the joints, by rendering."""
-    exact = render(tts, voice, text, config, "exact")
-    uncut = render(tts, voice, text, config, "low-latency", UNCUT)
-    chunks = render(tts, voice, text, config, "low-latency", plan)
-    renderings = {"exact": exact, "uncut": uncut, "low-latency": chunks}
-    return {
-        "mel_distance_db": {
-            "uncut to exact": mel_distance(uncut.mel, exact.mel),
-            "low-latency to exact": mel_distance(chunks.mel, exact.mel),
-            "low-latency to uncut": mel_distance(chunks.mel, uncut.mel),
-        },
-        "joints": len(chunks.joints),
-        "jumps": {name: jumps(one.samples, chunks.joints, tts.sample_rate) for name, one in renderings.items()},
-    }
-
-
-def render(
-    tts: IndexTTS2, voice: Voice, text: str, config: ResolvedConfig, mode: Mode, plan: ChunkPlan | None = None
-) -> Rendering:
-    """Speak `text` and keep everything, without the silence between segments."""
-    pieces = list(speak_alone(tts, speak(tts, text, voice, None, config, Run(), render_of(mode, config, plan))))
-    ends = np.cumsum([len(piece.samples) for piece in pieces])
-    joints = [int(end) for end, piece in zip(ends, pieces, strict=True) if not piece.last]
-    mel = np.concatenate([piece.mel for piece in pieces], axis=1)
-    return Rendering(mel, np.concatenate([piece.samples for piece in pieces]), joints)
-
-
-def mel_distance(mel: np.ndarray, other: np.ndarray) -> float:
-    """Root mean square difference of two natural-log mels, in dB."""
-    return round(float(np.sqrt(np.mean((mel - other) ** 2)) * DECIBELS), 3)
-
-
-def jumps(samples: np.ndarray, joints: list[int], sample_rate: int) -> dict[str, float]:
-    """What an ear would notice at the joints.
-
-    Returns:
-        `energy_db`: mean step of the energy between the 10 ms before and after a joint. `click`: mean ratio of the
-        largest second difference within 10 ms of a joint to its root mean square in the 100 ms around.
-    """
-    reach = round(sample_rate * JUMP_MS / 1000)
-    curve = np.abs(np.diff(samples, 2))
-    steps, clicks = [], []
-    for joint in joints:
-        before, after = (np.mean(part**2) + 1e-10 for part in np.split(samples[joint - reach : joint + reach], 2))
-        steps.append(abs(10 * math.log10(after / before)))
-        around = curve[max(0, joint - 5 * reach) : joint + 5 * reach]
-        clicks.append(curve[joint - reach : joint + reach].max() / (np.sqrt(np.mean(around**2)) + 1e-10))
-    if not joints:
-        return {"energy_db": 0.0, "click": 0.0}
-    return {"energy_db": round(float(np.mean(steps)), 3), "click": round(float(np.mean(clicks)), 3)}
-
-
-def _show(figures: dict[str, Any]) -> None:
+def _show_times(figures: dict[str, Any]) -> None:
     columns = ("first_audio", "total", "stalls")
     rows = [
         [name, *(f"{row[column]:.3f}" if column in row else "-" for column in columns)]
@@ -184,9 +124,21 @@ def _show(figures: dict[str, Any]) -> None:
     ratio = figures["first_audio_to_whole"]
     say(f"{figures['audio_seconds']} s of audio; first low-latency audio / whole file: {ratio}")
     say(table(rows, ["seconds", *columns]))
+
+
+def _show_likeness(figures: dict[str, Any]) -> None:
     say(table([[n, f"{v:.2f}"] for n, v in figures["mel_distance_db"].items()], ["mel distance", "dB"]))
-    rows = [[name, f"{row['energy_db']:.2f}", f"{row['click']:.2f}"] for name, row in figures["jumps"].items()]
-    say(table(rows, [f"at {figures['joints']} joints", "energy, dB", "click"]))
+    for value in ("energy_db", "click"):
+        rows = [
+            [name, *(f"{number:.2f}" for number in row[value].values())]
+            for name, row in figures["jumps"].items()
+            if value in row
+        ]
+        say(table(rows, [f"{value} at {figures['joints']} joints", "mean", "p50", "p95", "max"]))
+    say(f"joints beyond 95 of 100 places of the exact rendering: {figures['joints_beyond']}")
+    for name in ("word_error", "similarity"):
+        if name in figures:
+            say(table([[n, f"{v:.3f}"] for n, v in figures[name].items()], [name.replace("_", " "), ""]))
 
 
 def _config(args: argparse.Namespace, tts: IndexTTS2) -> InferenceConfig:
@@ -196,11 +148,22 @@ def _config(args: argparse.Namespace, tts: IndexTTS2) -> InferenceConfig:
     return dataclasses.replace(options, generation=dataclasses.replace(options.generation, **changes))
 
 
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not args.compare and (args.texts or args.whisper or args.similarity or len(args.speaker) > 1):
+        parser.error("several speakers, --texts, --whisper and --similarity go with --compare")
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model directory or name [the embedded voice]")
-    parser.add_argument("--speaker", help="reference audio, or the name of a voice [the first named voice]")
-    parser.add_argument("--text", default=TEXT)
+    parser.add_argument(
+        "--speaker", action="append", default=[], metavar="VOICE",
+        help="reference audio, or the name of a voice [the first named voice; all with --compare]",
+    )  # fmt: skip
+    parser.add_argument("--text", default=likeness.TEXTS[0], help="what is timed")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, help="flow steps [the model's own]")
@@ -209,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also append the JSON line to this file")
+    group = parser.add_argument_group("likeness")
+    group.add_argument("--compare", action="store_true", help="measure likeness instead of times")
+    group.add_argument("--texts", type=Path, metavar="FILE", help="one text a line [eight sentences]")
+    group.add_argument("--whisper", metavar="MODEL",
+                       help="also the word error: name or folder; `packaged:DIR` joins the one in packages")  # fmt: skip
+    group.add_argument("--similarity", action="store_true", help="also the likeness of the speaker, by Resemblyzer")
     group = parser.add_argument_group("plan of the low-latency mode, see ChunkPlan")
     for field in dataclasses.fields(ChunkPlan):
         kind = float if isinstance(field.default, float) else int

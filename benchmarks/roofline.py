@@ -1,0 +1,42 @@
+"""What this machine sustains, measured in the run whose floors it gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+MATRIX_SIZE = 2048
+READ_NUMBERS = 1 << 27  # 512 MiB of float32: far more than any cache
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Sustained rates of the threads in use: float32 matrix products, and reading memory."""
+
+    flop_per_second: float
+    bytes_per_second: float
+
+
+@torch.inference_mode()
+def measure(repeats: int = 5) -> Machine:
+    """The best of several products of large matrices, and of several sums over a large vector."""
+    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE)
+    product = min(_best(partial(function, matrix, matrix), repeats) for function in (F.linear,))
+    vector = torch.ones(READ_NUMBERS)
+    read = _best(vector.sum, repeats)
+    return Machine(2 * MATRIX_SIZE**3 / product, 4 * READ_NUMBERS / read)
+
+
+def _best(function: Callable[[], object], repeats: int) -> float:
+    function()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
