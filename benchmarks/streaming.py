@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--compare", action="store_true", help="measure likeness instead of times")
     group.add_argument("--texts", type=Path, metavar="FILE", help="one text a line [eight sentences]")
     group.add_argument("--whisper", metavar="MODEL",
-                       help="also the word error: name or folder; `packaged:DIR` joins the one in packages")  # fmt: skip
+                       help="also the word error: name or folder; `packaged:DIR`: that of the packages")  # fmt: skip
     group.add_argument("--similarity", action="store_true", help="also the likeness of the speaker, by Resemblyzer")
     group = parser.add_argument_group("plan of the low-latency mode, see ChunkPlan")
     for field in dataclasses.fields(ChunkPlan):
