@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from indextts2.config import ConformerConfig
 from indextts2.errors import ConfigError, UsageError
+from indextts2.models.dense import Linear
 
 MIN_FRAMES = 3
 """Fewest input frames that give one subsampled frame."""
@@ -32,7 +33,7 @@ class ConvSubsampling(nn.Module):
     def __init__(self, input_dim: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(nn.Conv2d(1, width, 3, stride=2), nn.ReLU())
-        self.out = nn.Sequential(nn.Linear(width * ((input_dim - 1) // 2), width))
+        self.out = nn.Sequential(Linear(width * ((input_dim - 1) // 2), width))
 
     def forward(self, x: Tensor) -> Tensor:
         image: Tensor = self.conv(x.unsqueeze(1))
@@ -49,11 +50,11 @@ class PositionAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.linear_q = nn.Linear(width, width)
-        self.linear_k = nn.Linear(width, width)
-        self.linear_v = nn.Linear(width, width)
-        self.linear_out = nn.Linear(width, width)
-        self.linear_pos = nn.Linear(width, width, bias=False)
+        self.linear_q = Linear(width, width)
+        self.linear_k = Linear(width, width)
+        self.linear_v = Linear(width, width)
+        self.linear_out = Linear(width, width)
+        self.linear_pos = Linear(width, width, bias=False)
         self.pos_bias_u = nn.Parameter(torch.zeros(heads, width // heads))
         self.pos_bias_v = nn.Parameter(torch.zeros(heads, width // heads))
 
@@ -96,8 +97,8 @@ class ConvModule(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.w_1 = nn.Linear(width, inner)
-        self.w_2 = nn.Linear(inner, width)
+        self.w_1 = Linear(width, inner)
+        self.w_2 = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w_2(F.silu(self.w_1(x)))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from indextts2.models.dense import Linear
+
 
 class PerceiverAttention(nn.Module):
     """The latents attend to themselves and the context; no biases, no normalisation before."""
@@ -19,9 +21,9 @@ class PerceiverAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, heads * head_dim, bias=False)
-        self.to_kv = nn.Linear(width, 2 * heads * head_dim, bias=False)
-        self.to_out = nn.Linear(heads * head_dim, width, bias=False)
+        self.to_q = Linear(width, heads * head_dim, bias=False)
+        self.to_kv = Linear(width, 2 * heads * head_dim, bias=False)
+        self.to_out = Linear(heads * head_dim, width, bias=False)
 
     def forward(self, latents: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         keys_values = self.to_kv(torch.cat((latents, context), dim=1)).chunk(2, dim=-1)
@@ -56,12 +58,12 @@ class PerceiverResampler(nn.Module):
         super().__init__()
         inner = int(width * mult * 2 / 3)
         self.latents = nn.Parameter(torch.randn(num_latents, width) * 0.02)
-        self.proj_context = nn.Linear(context_dim, width)
+        self.proj_context = Linear(context_dim, width)
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 (
                     PerceiverAttention(width, heads, head_dim),
-                    nn.Sequential(nn.Linear(width, 2 * inner), GatedGelu(), nn.Linear(inner, width)),
+                    nn.Sequential(Linear(width, 2 * inner), GatedGelu(), Linear(inner, width)),
                 )
             )
             for _ in range(depth)

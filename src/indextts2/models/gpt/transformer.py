@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from indextts2.models.dense import linear
 from indextts2.models.gpt.cache import KVCache, Lane
 
 LAYER_NORM_EPS = 1e-5
@@ -27,7 +28,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t(), self.bias)
+        return linear(x, self.weight.t(), self.bias)
 
 
 class CausalSelfAttention(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from indextts2.config import ConformerConfig, GPTConfig
 from indextts2.errors import ConfigError, UsageError
+from indextts2.models.dense import Linear
 from indextts2.models.gpt.cache import KVCache, Lane
 from indextts2.models.gpt.conformer import ConformerEncoder
 from indextts2.models.gpt.perceiver import PerceiverResampler
@@ -64,8 +65,8 @@ class UnifiedVoice(nn.Module):
         self.perceiver_encoder = _perceiver(config.condition_module, width, config.condition_latents)
         self.emo_conditioning_encoder = ConformerEncoder(config.emo_condition_module, config.condition_input_dim)
         self.emo_perceiver_encoder = _perceiver(config.emo_condition_module, config.emotion_latent_dim, 1)
-        self.emovec_layer = nn.Linear(config.emotion_latent_dim, width)
-        self.emo_layer = nn.Linear(width, width)
+        self.emovec_layer = Linear(config.emotion_latent_dim, width)
+        self.emo_layer = Linear(width, width)
         self.speed_emb = nn.Embedding(2, width)
         self.text_embedding = nn.Embedding(config.number_text_tokens + 1, width)
         self.mel_embedding = nn.Embedding(config.number_mel_codes, width)
@@ -73,8 +74,8 @@ class UnifiedVoice(nn.Module):
         self.mel_pos_embedding = PositionEmbedding(config.mel_positions, width)
         self.gpt = GPT2Stack(width, config.heads, config.layers)
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mel_head = nn.Linear(width, config.number_mel_codes)
-        self.text_head = nn.Linear(width, config.number_text_tokens + 1) if with_text_head else None
+        self.mel_head = Linear(width, config.number_mel_codes)
+        self.text_head = Linear(width, config.number_text_tokens + 1) if with_text_head else None
         if not with_text_head:
             self.UNUSED_KEYS = type(self).UNUSED_KEYS + self.TEXT_HEAD_KEYS
         for module in self.modules():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from indextts2.config import S2MelConfig
 from indextts2.errors import ConfigError
+from indextts2.models.dense import Linear, linear
 from indextts2.models.s2mel.transformer import Rotary, Transformer, rotary_table
 from indextts2.models.s2mel.wavenet import WaveNet
 
@@ -56,7 +57,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(TIME_FEATURES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """Times (R,) in [0,1] -> (R,width)."""
@@ -73,8 +74,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, time_width: int, width: int) -> None:
         super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(time_width, 2 * width))
-        self.linear = nn.Linear(width, width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(time_width, 2 * width))
+        self.linear = Linear(width, width)
 
     def table(self, time_embedding: Tensor) -> Tensor:
         """(R,H) -> shift and 1 + scale (R,2,W)."""
@@ -111,14 +112,14 @@ class DiT(nn.Module):
         self.config = config
         self.input_widths = [dit.in_channels, dit.in_channels, width, config.style_dim]
         self.transformer = Transformer(width, dit.num_heads, dit.depth)
-        self.cond_projection = nn.Linear(dit.content_dim, width)
-        self.cond_x_merge_linear = nn.Linear(sum(self.input_widths), width)
+        self.cond_projection = Linear(dit.content_dim, width)
+        self.cond_x_merge_linear = Linear(sum(self.input_widths), width)
         self.t_embedder = TimestepEmbedder(width)
         self.t_embedder2 = TimestepEmbedder(wave_width)
-        self.skip_linear = nn.Linear(width + dit.in_channels, width)
-        self.conv1 = nn.Linear(width, wave_width)
+        self.skip_linear = Linear(width + dit.in_channels, width)
+        self.conv1 = Linear(width, wave_width)
         self.wavenet = WaveNet(config.wavenet)
-        self.res_projection = nn.Linear(width, wave_width)
+        self.res_projection = Linear(width, wave_width)
         self.final_layer = FinalLayer(width, wave_width)
         self.conv2 = nn.Conv1d(wave_width, dit.in_channels, 1)
         # Every official layer has the map for a skip; only those that take one use it.
@@ -145,17 +146,17 @@ class DiT(nn.Module):
             lengths: (B,) frames per item of a padded batch, each more than the padding of the WaveNet.
         """
         _, w_prompt, w_content, w_style = self.cond_x_merge_linear.weight.split(self.input_widths, dim=1)
-        constant = F.linear(self.cond_projection(mu), w_content, self.cond_x_merge_linear.bias)
-        constant = constant + F.linear(style, w_style)[:, None]
+        constant = linear(self.cond_projection(mu), w_content, self.cond_x_merge_linear.bias)
+        constant = constant + linear(style, w_style)[:, None]
         missing = mu.shape[1] - prompt_mel.shape[1]
-        constant = constant + F.pad(F.linear(prompt_mel, w_prompt), (0, 0, 0, missing))
+        constant = constant + F.pad(linear(prompt_mel, w_prompt), (0, 0, 0, missing))
         return self._with_positions(constant, lengths)
 
     def with_null_branch(self, condition: Condition) -> Condition:
         """Double the batch for guidance: the same items again without prompt, condition and style."""
         w_content = self.cond_x_merge_linear.weight.split(self.input_widths, dim=1)[2]
         # The raw condition of the null branch is zero: its projection is the bias.
-        null = F.linear(self.cond_projection.bias, w_content, self.cond_x_merge_linear.bias)
+        null = linear(self.cond_projection.bias, w_content, self.cond_x_merge_linear.bias)
         constant = torch.cat((condition.constant, null.expand_as(condition.constant)))
         lengths = condition.lengths
         return self._with_positions(constant, None if lengths is None else lengths.repeat(2))
@@ -180,7 +181,7 @@ class DiT(nn.Module):
             (B, T-first_frame, M).
         """
         w_state = self.cond_x_merge_linear.weight[:, : x.shape[-1]]
-        h = condition.constant + F.linear(x, w_state)
+        h = condition.constant + linear(x, w_state)
         # The WaveNet needs that many real frames on the left; its own left mirror then touches none that is wanted.
         start = max(0, first_frame - self.wavenet.reach)
         h = self.transformer(h, time.norms, condition.rotary, condition.key_mask, start)
@@ -192,4 +193,4 @@ class DiT(nn.Module):
         r = self.skip_linear(torch.cat((h, x), dim=-1))
         v = self.wavenet(self.conv1(r), time.wavenet, lengths) + self.res_projection(r)
         v = self.final_layer(v, time.final)
-        return F.linear(v, self.conv2.weight[..., 0], self.conv2.bias)
+        return linear(v, self.conv2.weight[..., 0], self.conv2.bias)

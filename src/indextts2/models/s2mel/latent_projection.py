@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from indextts2.models.dense import Linear
+
 
 class LatentProjection(nn.Sequential):
     """`gpt_layer`: linear maps from GPT latents (B,K,latent) to content features (B,K,D), no activation between."""
@@ -18,7 +20,7 @@ class LatentProjection(nn.Sequential):
 
     def __init__(self, latent_dim: int, inner_widths: Sequence[int], content_dim: int) -> None:
         widths = [latent_dim, *inner_widths, content_dim]
-        super().__init__(*(nn.Linear(i, o) for i, o in itertools.pairwise(widths)))
+        super().__init__(*(Linear(i, o) for i, o in itertools.pairwise(widths)))
 
     @staticmethod
     def inner_widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from indextts2.config import LengthRegulatorConfig
 from indextts2.errors import GenerationError
+from indextts2.models.dense import Linear
 
 KERNEL = 3
 
@@ -55,7 +56,7 @@ class LengthRegulator(nn.Module):
     def __init__(self, config: LengthRegulatorConfig) -> None:
         super().__init__()
         channels = config.channels
-        self.content_in_proj = nn.Linear(config.in_channels, channels)
+        self.content_in_proj = Linear(config.in_channels, channels)
         layers: list[nn.Module] = []
         for _ in config.sampling_ratios:
             layers += [nn.Conv1d(channels, channels, KERNEL, padding=KERNEL // 2), nn.GroupNorm(1, channels), nn.Mish()]

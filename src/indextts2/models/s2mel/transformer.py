@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from indextts2.models.dense import Linear, attention, linear, silu_gate
+
 NORM_EPS = 1e-5
 ROTARY_BASE = 10000.0
 FEED_FORWARD_MULTIPLE = 256
@@ -36,6 +38,10 @@ def rotary_table(frames: int, head_width: int, like: Tensor) -> Rotary:
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate neighbouring pairs of (B,T,N,D) by the angle of their frame."""
+    if x.dtype is torch.float32 and not torch.is_grad_enabled():
+        # As complex numbers in one pass.
+        turns = torch.complex(rotary.cosine, rotary.sine)[:, None]
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = rotary.cosine[:, None], rotary.sine[:, None]
     return torch.stack((even * cosine - odd * sine, odd * cosine + even * sine), dim=-1).flatten(-2)
@@ -46,7 +52,7 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.project_layer = nn.Linear(width, 2 * width)
+        self.project_layer = Linear(width, 2 * width)
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
 
     def table(self, time_embedding: Tensor) -> Tensor:
@@ -66,24 +72,21 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.wqkv = nn.Linear(width, 3 * width, bias=False)
-        self.wo = nn.Linear(width, width, bias=False)
+        self.wqkv = Linear(width, 3 * width, bias=False)
+        self.wo = Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotary: Rotary, key_mask: Tensor | None, first_query: int) -> Tensor:
         """(B,T,H) -> (B,Q,H), Q = T - `first_query`; `key_mask` (B,1,1,T) is true where a frame may be seen."""
         width = x.shape[-1]
         if first_query:
-            query = F.linear(x[:, first_query:], self.wqkv.weight[:width])
-            key, value = F.linear(x, self.wqkv.weight[width:]).split(width, dim=-1)
+            query = linear(x[:, first_query:], self.wqkv.weight[:width])
+            key, value = linear(x, self.wqkv.weight[width:]).split(width, dim=-1)
         else:
             query, key, value = self.wqkv(x).split(width, dim=-1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in (query, key, value))
         query = rotate(query, Rotary(*(table[first_query:] for table in rotary)))
         key = rotate(key, rotary)
-        y = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=key_mask
-        )
-        return self.wo(y.transpose(1, 2).flatten(-2))
+        return self.wo(attention(query, key, value, key_mask).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -93,12 +96,12 @@ class FeedForward(nn.Module):
         super().__init__()
         inner = 2 * 4 * width // 3
         inner += -inner % FEED_FORWARD_MULTIPLE
-        self.w1 = nn.Linear(width, inner, bias=False)
-        self.w3 = nn.Linear(width, inner, bias=False)
-        self.w2 = nn.Linear(inner, width, bias=False)
+        self.w1 = Linear(width, inner, bias=False)
+        self.w3 = Linear(width, inner, bias=False)
+        self.w2 = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(silu_gate(self.w1(x), self.w3(x)))
 
 
 class TransformerLayer(nn.Module):
@@ -110,7 +113,7 @@ class TransformerLayer(nn.Module):
         self.feed_forward = FeedForward(width)
         self.attention_norm = AdaptiveNorm(width)
         self.ffn_norm = AdaptiveNorm(width)
-        self.skip_in_linear = nn.Linear(2 * width, width) if takes_skip else None
+        self.skip_in_linear = Linear(2 * width, width) if takes_skip else None
 
     def forward(
         self,

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from indextts2.config import WaveNetConfig
 from indextts2.errors import ConfigError
+from indextts2.models.dense import linear, uses_onednn
+
+MOST_COPIED_FRAMES = 512
 
 
 class NestedConv(nn.Module):
@@ -27,6 +30,8 @@ class NestedConv(nn.Module):
         super().__init__()
         self.conv = nn.Module()
         self.conv.conv = nn.Conv1d(in_channels, out_channels, kernel)
+        self.kernel = kernel
+        self._kept: tuple[tuple[int, torch.dtype, int], Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -38,7 +43,29 @@ class NestedConv(nn.Module):
 
     def pointwise(self, x: Tensor) -> Tensor:
         """Apply a convolution of kernel 1 to (..., in) as a linear map -> (..., out)."""
-        return F.linear(x, self.weight[..., 0], self.bias)
+        return linear(x, self.weight[..., 0], self.bias)
+
+    def convolve(self, y: Tensor, dilation: int) -> Tensor:
+        """Convolve (B,T,in) over frames without padding or bias -> (B,T',out)."""
+        taps = self._taps(y)
+        return (
+            conv_frames(y, self.weight, dilation) if taps is None else linear(windows(y, self.kernel, dilation), taps)
+        )
+
+    def _taps(self, y: Tensor) -> Tensor | None:
+        """The weight as (out, kernel * in) for products with `windows`, kept while it does not change.
+
+        None where the convolution of torch is used. It brings the weight into an order of its own in every call, which
+        takes as long as the convolution of a short utterance; that of a long one saves the copies of the frames.
+        """
+        weight = self.weight
+        frozen = not (torch.is_grad_enabled() or weight.requires_grad)
+        if not (frozen and y.shape[0] * y.shape[1] <= MOST_COPIED_FRAMES and y.is_cpu and uses_onednn()):
+            return None
+        state = (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, weight.transpose(1, 2).flatten(1).contiguous())
+        return self._kept[1]
 
 
 def reflect_pad(y: Tensor, pad: int, lengths: Tensor | None) -> Tensor:
@@ -57,6 +84,15 @@ def reflect_pad(y: Tensor, pad: int, lengths: Tensor | None) -> Tensor:
     source = torch.arange(-pad, frames + pad, device=y.device).abs()
     source = torch.where(source > last, 2 * last - source, source).clamp(min=0)
     return torch.gather(y, 1, source[..., None].expand(-1, -1, y.shape[-1]))
+
+
+def windows(y: Tensor, kernel: int, dilation: int) -> Tensor:
+    """The frames under the kernel, one after the other, for each of its places: (B,T,C) -> (B,T',kernel*C)."""
+    batch, frames, channels = y.shape
+    y = y.contiguous()
+    places = frames - dilation * (kernel - 1)
+    shape = (batch, places, kernel, channels)
+    return y.as_strided(shape, (y.stride(0), channels, dilation * channels, 1)).reshape(batch, places, -1)
 
 
 def conv_frames(y: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -103,7 +139,7 @@ class WaveNet(nn.Module):
         skips: Tensor | float = 0.0
         for i, (gate, mix) in enumerate(self._layers()):
             padded = reflect_pad(y, self.half_kernel * self.dilations[i], lengths)
-            a = conv_frames(padded, gate.weight, self.dilations[i]).add_(table[:, i, None])
+            a = gate.convolve(padded, self.dilations[i]).add_(table[:, i, None])
             s = mix.pointwise(torch.tanh(a[..., :channels]) * torch.sigmoid(a[..., channels:]))
             skips = skips + s[..., -channels:]
             if s.shape[-1] > channels:

@@ -1,0 +1,153 @@
+"""Dense layers of inference on CPUs: matrix products by the faster of the two libraries that torch carries.
+
+Legend: B batch, T frames, Q frames that ask, N heads, D width of a head.
+
+`F.linear` goes to MKL, which runs at half speed on processors that are not Intel's. oneDNN does not. Torch calls it for
+convolutions, for other types, and from what `torch.compile` makes; this is the operator that the latter uses. Results
+differ in rounding. Which library computes a product depends on the processor and on shapes, never on a measurement, so
+that a seed gives the same speech again.
+
+Whatever records gradients, is traced or compiled, or is no plain float32 on a CPU, goes the ordinary way.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+# "onednn" or "torch"; anything else, and nothing, leaves the choice to the processor.
+LIBRARY_VARIABLE = "INDEXTTS2_LINEAR"
+# Below so many multiply-adds the operator costs more to call than it saves.
+FEWEST_PRODUCTS = 1 << 20
+# Queries per thread whose scores are held at once: these stay in the caches.
+QUERY_BLOCK = 512
+FEWEST_SCORES = 128 * 128
+# With more threads than this torch's own attention, which gives every thread heads of its own, keeps them busier.
+MOST_ATTENTION_THREADS = 8
+
+
+class Linear(nn.Linear):
+    """A linear layer that uses `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `F.linear`: (..., I) and (O, I) -> (..., O)."""
+    if not _worthwhile(x, x.numel() * weight.shape[0]):
+        return F.linear(x, weight, bias)
+    # Rows must be dense: for others the operator falls back to a reference loop that is a hundred times slower.
+    return _product(x.contiguous(), _dense(weight), bias)
+
+
+def silu_gate(gate: Tensor, value: Tensor) -> Tensor:
+    """SiLU(gate) * value; without gradients in the memory of `gate`, which nothing may need any more."""
+    if torch.is_grad_enabled():
+        return F.silu(gate) * value
+    return F.silu(gate, inplace=True).mul_(value)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Attention without order: (B,Q,N,D), keys and values (B,T,N,D) -> (B,Q,N,D).
+
+    `key_mask` (B,1,1,T) is true where a frame may be seen.
+    """
+    scores = query.shape[1] * key.shape[1]
+    few_threads = torch.get_num_threads() <= MOST_ATTENTION_THREADS
+    if key_mask is None and few_threads and scores >= FEWEST_SCORES and _worthwhile(query, scores * query.shape[-1]):
+        return _blockwise_attention(query, key, value)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask).transpose(1, 2)
+
+
+def _blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """One head after the other, some queries at a time: `query` (B,Q,N,D) -> (B,Q,N,D)."""
+    answer = torch.empty_like(query, memory_format=torch.contiguous_format)
+    scale, rows = query.shape[-1] ** -0.5, QUERY_BLOCK * torch.get_num_threads()
+    for item in range(query.shape[0]):
+        for head in range(query.shape[2]):
+            q, k, v = query[item, :, head] * scale, key[item, :, head].contiguous(), value[item, :, head].contiguous()
+            for start in range(0, query.shape[1], rows):
+                weights = _product(q[start : start + rows], k).softmax(dim=-1)
+                answer[item, start : start + rows, head] = _product(weights, v.t())
+    return answer
+
+
+def uses_onednn() -> bool:
+    """Whether large float32 products of inference are computed by oneDNN on this machine."""
+    return _choice() is not None
+
+
+def _worthwhile(x: Tensor, products: int) -> bool:
+    return (
+        products >= FEWEST_PRODUCTS
+        and not torch.is_grad_enabled()
+        and x.is_cpu
+        and x.dtype is torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and uses_onednn()
+    )
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """A weight whose rows, or columns, follow each other without gaps."""
+    rows, columns = weight.shape
+    return weight if weight.stride() in ((columns, 1), (1, rows)) else weight.contiguous()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """oneDNN's product, where it is used: (..., I) and (O, I) -> (..., O)."""
+    product = _choice()
+    assert product is not None
+    return product(x, weight, bias, "none", [], "")
+
+
+@functools.cache
+def _choice() -> Callable[..., Tensor] | None:
+    """oneDNN's product if it is to be used, chosen once per process; what was chosen is logged at INFO."""
+    wanted = os.environ.get(LIBRARY_VARIABLE, "")
+    product = None
+    if wanted == "onednn" or (wanted != "torch" and torch.backends.mkl.is_available() and not _is_intel()):
+        product = _checked_product()
+    logger.info("float32 products of inference: %s", "torch's own" if product is None else "oneDNN")
+    return product
+
+
+def _checked_product() -> Callable[..., Tensor] | None:
+    """The operator, if this torch has it and it means what it is taken for; it is no public one."""
+    weight = torch.randn((24, 16), generator=torch.Generator().manual_seed(0))
+    x, bias = weight[:8], weight[0].repeat(2)[:24]
+    try:
+        product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+        with torch.inference_mode():
+            found = product(x, weight, bias, "none", [], "")
+            turned = product(x, weight.t().contiguous().t(), None, "none", [], "") + bias
+    except (AttributeError, RuntimeError) as error:
+        logger.info("torch %s has no product by oneDNN: %s", torch.__version__, error)
+        return None
+    expected = F.linear(x, weight, bias)
+    good = torch.allclose(found, expected, atol=1e-4) and torch.allclose(turned, expected, atol=1e-4)
+    return product if good else None
+
+
+def _is_intel() -> bool:
+    """Whether the processor is Intel's, for which MKL was written."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        with cpuinfo.open(errors="replace") as lines:
+            vendor = next((line for line in lines if line.startswith("vendor_id")), "")
+        return "GenuineIntel" in vendor
+    return "GenuineIntel" in platform.processor()
