@@ -43,6 +43,8 @@ class S2MelStageConfig:
     long_prompt_frames: int = 1000
     long_prompt_share: float = 0.1
     guidance_dropout: float = 0.1
+    # Early times decide what is said; above 1 they are drawn more often.
+    time_power: float = 1.7
     # Part of the items that go without latents: the codes alone must do, too.
     latent_dropout: float = 0.3
     content_weight: float = 1.0
@@ -214,7 +216,7 @@ class S2MelStage(Stage):
             return {"loss": content, "content": content}
         flow = flow_matching_loss(
             self.model.dit, mel.transpose(1, 2), batch.prompt_frames, mu, batch.style, lengths,
-            torch.default_generator, self.config.guidance_dropout,
+            torch.default_generator, self.config.guidance_dropout, self.config.time_power,
         )  # fmt: skip
         return {"loss": flow + self.config.content_weight * content, "flow": flow, "content": content}
 

@@ -206,6 +206,7 @@ def flow_matching_loss(
     lengths: Tensor,
     generator: torch.Generator,
     dropout: float = 0.1,
+    time_power: float = 1.0,
 ) -> Tensor:
     """Mean squared error of the velocity on frames that are neither prompt nor padding.
 
@@ -219,6 +220,7 @@ def flow_matching_loss(
         lengths: (B,) frames per item.
         generator: source of times, noise and dropout, on any device.
         dropout: probability that an item is trained without prompt, condition and style, for guidance.
+        time_power: times are u ** time_power of a uniform u: above 1, more of them are early, where words are decided.
     """
 
     def draw(function: Callable[..., Tensor], *shape: int) -> Tensor:
@@ -226,7 +228,7 @@ def flow_matching_loss(
 
     batch, _, frames = mel.shape
     target = mel.transpose(1, 2)
-    t = draw(torch.rand, batch)
+    t = draw(torch.rand, batch) ** time_power
     noise = draw(torch.randn, *target.shape)
     keep = (draw(torch.rand, batch) >= dropout).to(mel.dtype)[:, None, None]
     is_prompt = frames_before(prompt_lengths, frames)
