@@ -28,6 +28,7 @@ from indextts2.checkpoints.loading import Models, load_models
 from indextts2.config import InferenceConfig, ModelConfig, ResolvedConfig, load_yaml, parse_model_config
 from indextts2.errors import CheckpointError, ConfigError, UsageError
 from indextts2.inference import stages
+from indextts2.inference.allocator import keep_freed_memory
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
 from indextts2.inference.named_voices import resolve_speaker
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
@@ -122,6 +123,7 @@ class IndexTTS2:
         if not isinstance(directory, ModelDirectory):
             directory = ModelDirectory.open(resolve_model(directory))
         _check_same_sizes(self.config, directory)
+        keep_freed_memory()
         models = load_models(directory, device=device, dtype=dtype)
         matrices = models.emotion_matrices
         emotion_matrix = EmotionMatrix(matrices.speaker, matrices.emotion, models.config.emo_num)
