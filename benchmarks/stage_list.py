@@ -37,7 +37,6 @@ SECONDS = 5.0  # of reference, prompt and target
 VOCODER_SECONDS = 2.0
 FEATURES_HZ, FBANK_HZ = 50, 100
 TEXT_TOKENS = 60
-DECODE_STEPS = 16  # in one timed call
 
 Result = Tensor | list[int]
 
@@ -56,10 +55,10 @@ class Stage:
 class Bench:
     """Configuration, networks and inputs of one size. It holds one network at a time."""
 
-    def __init__(self, size: str, calls: int = 1) -> None:
-        """`calls`: how often each stage will be called, which a decoding stage must have room for."""
+    def __init__(self, size: str, calls: int = 1, decode_steps: int = 16) -> None:
+        """`calls`: how often each stage will be called; a call of a decoding stage takes so many steps."""
         self.config = model_config(size)
-        self.calls = calls
+        self.calls, self.decode_steps = calls, decode_steps
         self._name = ""
         self._network: nn.Module | None = None
 
@@ -148,7 +147,7 @@ def _decode(bench: Bench, beams: int) -> Stage:
     config, ours = bench.config.gpt, cast("UnifiedVoice", bench.network("gpt"))
     prefix = _prefix(bench, ours)
     # Neither a stop token nor the limit may end the decoding while it is timed.
-    steps = DECODE_STEPS * bench.calls + 2
+    steps = bench.decode_steps * bench.calls + 2
     options = dataclasses.replace(
         bench.config.generation or GenerationConfig(), num_beams=beams, min_new_tokens=steps, max_mel_tokens=steps
     )
@@ -157,16 +156,16 @@ def _decode(bench: Bench, beams: int) -> Stage:
 
     def ours_call() -> list[int]:
         fed = []
-        for _ in range(DECODE_STEPS):
+        for _ in range(bench.decode_steps):
             fed += request.decoder.codes
             advance(ours, [request])
         return fed
 
     def plain_call() -> list[int]:
-        return [code for _ in range(DECODE_STEPS) for code in plain.advance()]
+        return [code for _ in range(bench.decode_steps) for code in plain.advance()]
 
     cost = costs.decode_step(config, beams, prefix.shape[1] + 1, steps / 2)
-    return Stage("step", DECODE_STEPS, DECODE_STEPS * cost, ours_call, plain_call)
+    return Stage("step", bench.decode_steps, bench.decode_steps * cost, ours_call, plain_call)
 
 
 def decode_1(bench: Bench) -> Stage:

@@ -3,16 +3,16 @@
     python -m benchmarks.stages [--size embedded|full|small] [--stage NAME...] [--repeats 5] [--threads N] [--json FILE]
 
 The floor is the least time in which this machine could do the stage's arithmetic and read its weights, at the rates
-that it sustains in a large matrix product and a large read, measured first. Ours and the plain version take turns;
-times are medians, the ratio is the median of the ratios of neighbours. Weights are random (see sizes.py) and made for
-one network at a time. The last line of the output is all figures as JSON.
+that it sustains in a large matrix product and a large read, measured just before. Ours and the plain version take
+turns; of each the best time counts, as whatever else the machine does only adds to it. `--clock cpu` counts processor
+time of one thread, for a machine that is busy with other things. Weights are random (see sizes.py) and made for one
+network at a time. The last line of the output is all figures as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,12 +22,14 @@ import torch
 
 from benchmarks import roofline
 from benchmarks.machine import describe
-from benchmarks.roofline import Machine
+from benchmarks.roofline import Clock, Machine, seconds
 from benchmarks.sizes import SIZES
 from benchmarks.stage_list import STAGES, Bench, Stage
 from indextts2.cli.console import say, table
+from indextts2.native.library import native
 
 GIGA = 1e9
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 COLUMNS = ["stage", "per", "ms", "GFLOP", "GB", "floor, ms", "x floor", "plain, ms", "plain / ours"]
 
 
@@ -36,18 +38,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = _parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    machine = roofline.measure()
-    bench = Bench(args.size, calls=args.repeats + 1)
+    bench = Bench(args.size, args.repeats + 1, args.decode_steps)
+    clock = CLOCKS[args.clock]
     figures = {
         "benchmark": "stages",
         **describe(torch.device("cpu"), torch.float32),
+        "native": native().status,
+        "clock": args.clock,
         "size": args.size,
         "repeats": args.repeats,
-        "gflop_per_second": round(machine.flop_per_second / GIGA, 1),
-        "gb_per_second": round(machine.bytes_per_second / GIGA, 1),
-        "stages": [measure_stage(name, bench, machine, args.repeats, args.ours_only) for name in args.stage],
+        "decode_steps": args.decode_steps,
+        "stages": [measure_stage(name, bench, args.repeats, clock, args.ours_only) for name in args.stage],
     }
-    say(f"{figures['gflop_per_second']} GFLOP/s, {figures['gb_per_second']} GB/s, {figures['threads']} threads")
+    rates = [max(stage[rate] for stage in figures["stages"]) for rate in ("gflop_per_second", "gb_per_second")]
+    say(f"up to {rates[0]:.1f} GFLOP/s and {rates[1]:.1f} GB/s, {figures['threads']} threads, {args.clock} clock")
     say(table([_row(stage) for stage in figures["stages"]], COLUMNS))
     line = json.dumps(figures)
     print(line)
@@ -58,41 +62,40 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def measure_stage(name: str, bench: Bench, machine: Machine, repeats: int, ours_only: bool = False) -> dict[str, Any]:
-    """Build and time one stage; all figures are per unit of its work."""
+def measure_stage(
+    name: str, bench: Bench, repeats: int, clock: Clock = time.perf_counter, ours_only: bool = False
+) -> dict[str, Any]:
+    """Build and time one stage, and the machine's rates; all figures are per unit of its work."""
     stage = STAGES[name](bench)
+    machine = roofline.measure(repeats, clock)
     calls = [stage.ours] if ours_only or stage.plain is None else [stage.ours, stage.plain]
-    return summarise(name, stage, alternate(calls, repeats), machine)
+    return summarise(name, stage, alternate(calls, repeats, clock), machine)
 
 
-def alternate(calls: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Seconds of each call, taking turns, after one call of each that does not count."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, taken in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            if turn:
-                taken.append(time.perf_counter() - start)
-    return seconds
+def alternate(calls: Sequence[Callable[[], object]], repeats: int, clock: Clock) -> list[float]:
+    """The best seconds of each call; they take turns, after one call of each that does not count."""
+    for call in calls:
+        call()
+    turns = [[seconds(call, clock) for call in calls] for _ in range(repeats)]
+    return [min(taken) for taken in zip(*turns, strict=True)]
 
 
-def summarise(name: str, stage: Stage, seconds: list[list[float]], machine: Machine) -> dict[str, Any]:
+def summarise(name: str, stage: Stage, taken: list[float], machine: Machine) -> dict[str, Any]:
     """Time, work and floor per unit; with a plain version also its time and the ratio."""
     floor = stage.cost.floor_seconds(machine.flop_per_second, machine.bytes_per_second)
-    median = statistics.median(seconds[0])
     result = {
         "stage": name,
         "unit": stage.unit,
-        "seconds": median / stage.amount,
+        "gflop_per_second": machine.flop_per_second / GIGA,
+        "gb_per_second": machine.bytes_per_second / GIGA,
+        "seconds": taken[0] / stage.amount,
         "gflop": stage.cost.flop / GIGA / stage.amount,
         "gb": stage.cost.bytes / GIGA / stage.amount,
         "floor_seconds": floor / stage.amount,
-        "over_floor": median / floor,
+        "over_floor": taken[0] / floor,
     }
-    if len(seconds) > 1:
-        result["plain_seconds"] = statistics.median(seconds[1]) / stage.amount
-        result["plain_over_ours"] = statistics.median(p / o for o, p in zip(*seconds, strict=True))
+    if len(taken) > 1:
+        result |= {"plain_seconds": taken[1] / stage.amount, "plain_over_ours": taken[1] / taken[0]}
     return {key: value if isinstance(value, str) else float(f"{value:.4g}") for key, value in result.items()}
 
 
@@ -117,12 +120,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), metavar="NAME",
                         help=f"one or more of {', '.join(STAGES)} [all]")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each stage [%(default)s]")
+    parser.add_argument("--decode-steps", type=int, default=16, help="in a call of a decoding stage [%(default)s]")
     parser.add_argument("--threads", type=int, help="[as torch chooses]")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="[%(default)s]")
     parser.add_argument("--ours-only", action="store_true", help="without the plain versions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also append the JSON line to this file")
     args = parser.parse_args(argv)
     if not 1 <= args.repeats <= 30:
         parser.error(f"--repeats must lie in 1..30, not {args.repeats}")
+    if args.clock == "cpu" and args.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads; use it with --threads 1")
     return args
 
 
