@@ -46,8 +46,9 @@ setup(
     ext_modules=[
         Extension(
             "indextts2.native._kernels",
-            sources=[f"{FOLDER}/library.c", f"{FOLDER}/snake.c"],
-            depends=[f"{FOLDER}/kernels.h"],
+            sources=[f"{FOLDER}/{name}.c" for name in ("library", "snake", "convolution")],
+            depends=[f"{FOLDER}/{name}.h" for name in ("kernels", "snake", "convolution_variant")],
+            libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,
         )
     ],

@@ -17,9 +17,11 @@ static InstructionSet widest_of_processor(void) {
     return BASELINE;
 }
 
+/* Asked once: on a virtual machine the question itself takes as long as a small kernel. */
 InstructionSet instruction_set(void) {
-    InstructionSet widest = widest_of_processor();
-    return (int)widest < limit ? widest : (InstructionSet)limit;
+    static int known = -1;
+    if (known < 0) known = widest_of_processor();
+    return known < limit ? (InstructionSet)known : (InstructionSet)limit;
 }
 
 EXPORT const char *instruction_set_name(void) {

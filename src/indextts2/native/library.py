@@ -24,8 +24,10 @@ logger = logging.getLogger(__name__)
 # Set to 0: the package computes with PyTorch alone.
 SWITCH_VARIABLE = "INDEXTTS2_NATIVE"
 # That of kernels.h.
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 3
 LIBRARY_FILE = Path(__file__).with_name("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
+# Others (of tracing, quantisation, distribution) may have no memory of their own.
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 REINSTALL = "install the package again with a C compiler at hand to use it"
 
 
@@ -64,16 +66,25 @@ def _load() -> Native:
         return Native(None, f"built from other sources, PyTorch computes everything; {REINSTALL}")
     library.instruction_set_name.restype = ctypes.c_char_p
     library.limit_instruction_set.argtypes, library.limit_instruction_set.restype = [ctypes.c_int64], None
+    for name in ("convolution_slack", "convolution_is_fast"):
+        getattr(library, name).argtypes, getattr(library, name).restype = [], ctypes.c_int64
     library.snake_strips.argtypes, library.snake_strips.restype = [ctypes.c_int64], ctypes.c_int64
     return Native(library, f"in use, {library.instruction_set_name().decode()}")
 
 
+def loaded() -> ctypes.CDLL:
+    """The library, for callers that know from `usable` that there is one."""
+    library = native().library
+    assert library is not None
+    return library
+
+
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels can compute on these: plain float32 tensors in memory, nothing being traced or compiled."""
-    plain = all(
-        type(t) in (Tensor, torch.nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
-    )
-    return plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and native().library is not None
+    for t in tensors:
+        if t.dtype != torch.float32 or not t.is_cpu or type(t) not in PLAIN_TYPES:
+            return False
+    return native().library is not None and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def run(kernel: Callable[[object], object], task: ctypes.Structure, threads: int) -> None:

@@ -1,23 +1,9 @@
-/* Anti-aliased SnakeBeta: up-sample by 2, u + m sin(f u)^2, down-sample by 2; forward and backward.
+/* Anti-aliased SnakeBeta of whole tensors, forward and backward: one read and one write of every row.
  *
- * A piece is one strip of one row (batch, channel). The doubled rate exists only inside of a strip, as its two phases
- * (even 2t, odd 2t+1), and never leaves the first-level cache: one read and one write of the row.
- * Index i of a phase is the position start - MARGIN + i, index i of `x` and `g` is start - REACH + i.
- *
- * Source: BigVGAN (Lee et al., 2023); the same formulas as models/vocoder/activation.py.
+ * A piece of work is one strip of one row (batch, channel).
  */
 
-#include <string.h>
-
-#include "kernels.h"
-
-#define STRIP 1024
-/* Positions of the phases that the filters read beyond either end of a strip, and samples that those depend on. */
-#define MARGIN 3
-#define REACH 6
-/* Buffers are filled up to whole vectors, so that no loop over the phases has a remainder. */
-#define VECTOR 16
-#define BUFFER (STRIP + 2 * REACH + 2 * VECTOR)
+#include "snake.h"
 
 typedef struct {
     Queue queue;
@@ -33,106 +19,18 @@ typedef struct {
     double *partial;        /* (rows, strips, 2): gradients by frequency and magnitude; backward only */
 } SnakeTask;
 
-typedef struct {
-    int64_t start;
-    int64_t length; /* of the row */
-    int count;      /* samples of this strip */
-    int padded;     /* count + 2 * MARGIN, up to whole vectors */
-} Strip;
-
-/* Angle less a multiple of pi, within [-pi/2, pi/2]: pi in three parts, the first two exact times any such multiple. */
-INLINE float reduce_angle(float angle) {
-    const float rounding = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    float turns = (angle * 0.318309886f + rounding) - rounding;
-    float rest = angle - turns * 3.140625f;
-    rest = rest - turns * 9.675025939941406e-4f;
-    rest = rest - turns * 1.5099580252808664e-7f;
-    /* Angles beyond 2^22 pi have no meaning in float32, but must stay bounded. */
-    rest = rest < 1.5707964f ? rest : 1.5707964f;
-    return rest > -1.5707964f ? rest : -1.5707964f;
-}
-
-/* Polynomials in the square of the reduced angle: errors of 5e-9 and 4e-10 before rounding. */
-INLINE float sine(float r, float w) {
-    float p = -0.000198066325816718f + w * 2.6000846717888493e-06f;
-    p = 0.008333017610538188f + w * p;
-    p = -0.16666657114690378f + w * p;
-    return r + r * (w * p);
-}
-
-INLINE float cosine(float w) {
-    float p = 2.4769318702802653e-05f - w * 2.6194054398198836e-07f;
-    p = -0.0013888569441379492f + w * p;
-    p = 0.041666655790266564f + w * p;
-    p = -0.5f + w * p;
-    return 1.0f + w * p;
-}
-
-INLINE float snake(float u, float frequency, float magnitude) {
-    float r = reduce_angle(u * frequency);
-    float s = sine(r, r * r);
-    return u + magnitude * (s * s);
-}
-
+/* Strips of equal length (to within one): none is so short that the edges of the row concern two of them. */
 INLINE Strip strip_at(const SnakeTask *task, int64_t index) {
-    Strip strip;
-    /* Strips of equal length (to within one): none is so short that the edges of the row concern two of them. */
-    strip.start = index * task->length / task->strips;
-    strip.length = task->length;
-    strip.count = (int)((index + 1) * task->length / task->strips - strip.start);
-    strip.padded = (strip.count + 2 * MARGIN + VECTOR - 1) / VECTOR * VECTOR;
-    return strip;
-}
-
-/* Samples start - REACH ... of a row, with `before` and `after` in place of those beyond its ends. */
-INLINE void load(const float *RESTRICT row, Strip strip, float before, float after, float *RESTRICT to) {
-    int64_t first = strip.start - REACH, last = strip.start + strip.count + REACH;
-    int low = first < 0 ? (int)-first : 0;
-    int high = (int)((last < strip.length ? last : strip.length) - first);
-    int end = strip.padded + REACH + 1;
-    for (int i = 0; i < low; i++) to[i] = before;
-    memcpy(to + low, row + first + low, (size_t)(high - low) * sizeof(float));
-    for (int i = high; i < end; i++) to[i] = after;
-}
-
-INLINE float up_even(const float *RESTRICT x, const float *RESTRICT f) {
-    return 2 * (f[0] * x[0] + f[2] * x[1] + f[4] * x[2] + f[6] * x[3] + f[8] * x[4] + f[10] * x[5]);
-}
-
-INLINE float up_odd(const float *RESTRICT x, const float *RESTRICT f) {
-    return 2 * (f[1] * x[1] + f[3] * x[2] + f[5] * x[3] + f[7] * x[4] + f[9] * x[5] + f[11] * x[6]);
-}
-
-INLINE float down(const float *RESTRICT even, const float *RESTRICT odd, const float *RESTRICT f) {
-    float a = f[1] * even[1] + f[3] * even[2] + f[5] * even[3] + f[7] * even[4] + f[9] * even[5] + f[11] * even[6];
-    float b = f[0] * odd[0] + f[2] * odd[1] + f[4] * odd[2] + f[6] * odd[3] + f[8] * odd[4] + f[10] * odd[5];
-    return a + b;
-}
-
-/* Phases beyond the ends of the row: the activated edge samples (or, for gradients, zero). */
-INLINE void fill_outside(float *even, float *odd, Strip strip, float before, float after) {
-    int low = strip.start < MARGIN ? (int)(MARGIN - strip.start) : 0;
-    int64_t inside = strip.length - strip.start + MARGIN;
-    for (int i = 0; i < low; i++) even[i] = odd[i] = before;
-    for (int64_t i = inside; i < strip.padded; i++) even[i] = odd[i] = after;
+    return make_strip(index * task->length / task->strips, (index + 1) * task->length / task->strips, task->length);
 }
 
 INLINE void forward_strip(const SnakeTask *task, int64_t row, int64_t index) {
-    float x[BUFFER], even[BUFFER], odd[BUFFER], f[12];
+    float f[12];
     Strip strip = strip_at(task, index);
-    const float *source = task->x + row * task->length;
-    float *RESTRICT result = task->result + row * task->length + strip.start;
-    float frequency = task->frequency[row % task->channels], magnitude = task->magnitude[row % task->channels];
+    int64_t offset = row * task->length, channel = row % task->channels;
     memcpy(f, task->filter, sizeof f);
-    load(source, strip, source[0], source[strip.length - 1], x);
-    for (int i = 0; i < strip.padded; i++) {
-        even[i] = snake(up_even(x + i, f), frequency, magnitude);
-        odd[i] = snake(up_odd(x + i, f), frequency, magnitude);
-    }
-    /* The edges of the row lie in the strips that reach them. */
-    int64_t last = strip.length - 1 - strip.start + MARGIN;
-    fill_outside(even, odd, strip, even[MARGIN], last < strip.padded ? odd[last] : 0.0f);
-    for (int i = 0; i < strip.count; i++) result[i] = down(even + i, odd + i, f);
+    activate(task->x + offset, strip, task->frequency[channel], task->magnitude[channel], f,
+             task->result + offset + strip.start);
 }
 
 /* Adjoint of `down`: gradients by the phases; index i of a phase is index i + MARGIN of `g`. */
@@ -160,7 +58,7 @@ INLINE void fold_phases(float *even, float *odd, Strip strip) {
 INLINE float up_adjoint(const float *RESTRICT even, const float *RESTRICT odd, const float *RESTRICT f) {
     float a = f[10] * even[1] + f[8] * even[2] + f[6] * even[3] + f[4] * even[4] + f[2] * even[5] + f[0] * even[6];
     float b = f[11] * odd[0] + f[9] * odd[1] + f[7] * odd[2] + f[5] * odd[3] + f[3] * odd[4] + f[1] * odd[5];
-    return 2 * (a + b);
+    return a + b;
 }
 
 /* Gradients by the replicated input samples: the sums over the positions outside on either side of the row. */
@@ -186,11 +84,16 @@ typedef struct {
     float by_input, by_frequency, by_magnitude;
 } Slopes;
 
+/* Where no angle is left after the reduction (beyond 2^22 pi), the slopes stay bounded. */
+#define HALF_PI 1.5707964f
+
 /* Gradients of the activation at `u`, times the gradient `g` by its output; that by frequency lacks the magnitude. */
 INLINE Slopes snake_slopes(float u, float g, float frequency, float magnitude) {
     Slopes slopes;
-    float r = reduce_angle(u * frequency), w = r * r;
-    float s = sine(r, w);
+    float r = reduce_angle(u * frequency);
+    r = r < HALF_PI ? r : HALF_PI;
+    r = r > -HALF_PI ? r : -HALF_PI;
+    float w = r * r, s = sine(r, w);
     float slope = 2 * g * (s * cosine(w));
     slopes.by_input = g + slope * (frequency * magnitude);
     slopes.by_frequency = slope * u;
@@ -208,27 +111,28 @@ INLINE double sum(const float *RESTRICT values, int n) {
 }
 
 INLINE void backward_strip(const SnakeTask *task, int64_t row, int64_t index) {
-    float x[BUFFER], g[BUFFER], even[BUFFER], odd[BUFFER], by_frequency[BUFFER], by_magnitude[BUFFER], f[12];
+    float x[BUFFER], g[BUFFER], even[BUFFER], odd[BUFFER], by_frequency[BUFFER], by_magnitude[BUFFER], f[12], up[12];
     Strip strip = strip_at(task, index);
     const float *source = task->x + row * task->length;
     float *RESTRICT result = task->result + row * task->length + strip.start;
     float frequency = task->frequency[row % task->channels], magnitude = task->magnitude[row % task->channels];
     memcpy(f, task->filter, sizeof f);
+    up_filter(f, up);
     load(source, strip, source[0], source[strip.length - 1], x);
     load(task->gradient + row * task->length, strip, 0, 0, g);
     down_adjoint(g, f, strip.padded, even, odd);
     fold_phases(even, odd, strip);
     for (int i = 0; i < strip.padded; i++) {
-        Slopes a = snake_slopes(up_even(x + i, f), even[i], frequency, magnitude);
-        Slopes b = snake_slopes(up_odd(x + i, f), odd[i], frequency, magnitude);
+        Slopes a = snake_slopes(up_even(x + i, up), even[i], frequency, magnitude);
+        Slopes b = snake_slopes(up_odd(x + i, up), odd[i], frequency, magnitude);
         even[i] = a.by_input;
         odd[i] = b.by_input;
         by_frequency[i] = a.by_frequency + b.by_frequency;
         by_magnitude[i] = a.by_magnitude + b.by_magnitude;
     }
     fill_outside(even, odd, strip, 0, 0);
-    for (int i = 0; i < strip.count; i++) result[i] = up_adjoint(even + i, odd + i, f);
-    fold_samples(even, odd, f, strip, result);
+    for (int i = 0; i < strip.count; i++) result[i] = up_adjoint(even + i, odd + i, up);
+    fold_samples(even, odd, up, strip, result);
     /* The margins are counted by the neighbouring strips. */
     for (int i = 0; i < MARGIN; i++) by_frequency[i] = by_magnitude[i] = 0;
     for (int i = strip.count + MARGIN; i < strip.padded; i++) by_frequency[i] = by_magnitude[i] = 0;
@@ -239,7 +143,7 @@ INLINE void backward_strip(const SnakeTask *task, int64_t row, int64_t index) {
 
 #define PIECES(name, target, strip_function)                                                                       \
     target static void name(SnakeTask *task) {                                                                     \
-        for (int64_t piece = claim(&task->queue); piece < task->queue.pieces; piece = claim(&task->queue))         \
+        for (int64_t piece = claim(&task->queue.next); piece < task->queue.pieces; piece = claim(&task->queue.next))         \
             strip_function(task, piece / task->strips, piece % task->strips);                                      \
     }
 

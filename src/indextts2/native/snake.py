@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from indextts2.native.library import Queue, native, run
+from indextts2.native.library import Queue, loaded, run
 
 # Fewer samples than this are not worth waking up another thread.
 SAMPLES_PER_THREAD = 16384
@@ -40,13 +40,11 @@ def _run(kernel: str, strips: int, x: Tensor, **tensors: Tensor) -> None:
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
     threads = min(torch.get_num_threads(), max(x.numel() // SAMPLES_PER_THREAD, 1))
-    run(getattr(native().library, kernel), task, threads)
+    run(getattr(loaded(), kernel), task, threads)
 
 
 def _strips(x: Tensor) -> int:
-    library = native().library
-    assert library is not None, "callers ask `usable` first"
-    return int(library.snake_strips(x.shape[-1]))
+    return int(loaded().snake_strips(x.shape[-1]))
 
 
 def snake_forward(x: Tensor, frequency: Tensor, magnitude: Tensor, taps: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from indextts2.native import library
+from indextts2.native.convolution import convolve_activated, worthwhile
 from indextts2.native.snake import snake_backward, snake_forward
 
 TAPS = 12
@@ -206,3 +207,21 @@ class Activation(nn.Module):
             result: Tensor = _AntiAliasedSnake.apply(x, frequency, magnitude)
             return result
         return anti_aliased_snake(x, frequency, magnitude)
+
+
+def activated_convolution(
+    activation: nn.Module, convolution: nn.Module, x: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    """convolution(activation(x)) + residual: (B,C,T) -> (B,O,T).
+
+    An `Activation` and a `Conv1d` with an odd kernel that keeps the length. In inference on the CPU one C kernel
+    does all of it.
+    """
+    assert isinstance(activation, Activation) and isinstance(convolution, nn.Conv1d)
+    act, weight, bias = activation.act, convolution.weight, convolution.bias
+    others = [t for t in (act.alpha, act.beta, bias, residual) if t is not None]
+    if not torch.is_grad_enabled() and worthwhile(x, weight, *others):
+        dilation = convolution.dilation[0]
+        return convolve_activated(x, act.alpha, act.beta, act.logscale, _taps(), weight, bias, dilation, residual)
+    y: Tensor = convolution(activation(x))
+    return y if residual is None else y.add_(residual)

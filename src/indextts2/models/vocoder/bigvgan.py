@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from indextts2.config import BigVGANConfig
 from indextts2.errors import ConfigError, UsageError
-from indextts2.models.vocoder.activation import REACH, Activation
+from indextts2.models.vocoder.activation import REACH, Activation, activated_convolution
 
 OUTER_KERNEL = 7
 
@@ -34,10 +34,11 @@ class AMPBlock(nn.Module):
         self.activations = nn.ModuleList(Activation(channels, logscale) for _ in range(2 * len(dilations)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for n, (dilated, plain) in enumerate(zip(self.convs1, self.convs2, strict=True)):
-            t = dilated(self.activations[2 * n](x))
-            t = plain(self.activations[2 * n + 1](t))
-            x = t.add_(x)
+        convolutions = zip(self.convs1, self.convs2, strict=True)
+        activations = zip(self.activations[0::2], self.activations[1::2], strict=True)
+        for (dilated, plain), (first, second) in zip(convolutions, activations, strict=True):
+            t = activated_convolution(first, dilated, x)
+            x = activated_convolution(second, plain, t, residual=x)
         return x
 
 
