@@ -112,6 +112,7 @@ def test_the_codes_of_a_batch_are_those_of_one(tiny_tts: IndexTTS2, tiny_voice: 
 def test_a_job_joins_while_another_is_being_decoded(
     tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE_SECONDS", 0.0)
     batches = Batches(monkeypatch)
     long = engine.submit(request(tiny_voice, TEXTS[2], max_mel_tokens=700, min_new_tokens=700))
     wait_until(lambda: len(batches.sizes) > 20)
@@ -158,6 +159,24 @@ def test_the_listener_who_runs_dry_first_is_served_first(
     assert all(abs(number - place) < engine.lanes for place, number in enumerate(numbers[:4]))
     half = numbers[: len(numbers) // 2]
     assert max(map(half.count, range(4))) - min(map(half.count, range(4))) <= 1
+
+
+def test_a_piece_that_is_alone_gets_all_threads_and_two_share_them(
+    tiny_tts: IndexTTS2, tiny_voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[tuple[str, int]] = set()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(
+        engine_module, "use_threads", lambda count, _: used.add((threading.current_thread().name, count))
+    )
+    with SpeechEngine(tiny_tts, lanes=2) as engine:
+        joined(engine.submit(request(tiny_voice, TEXTS[1])))
+        assert used == {("speech-lane-0", 4)}
+        jobs = [engine.submit(request(tiny_voice, text, seed=n, steps=20)) for n, text in enumerate(TEXTS)]
+        for job in jobs:
+            joined(job)
+    assert used >= {("speech-lane-0", 2), ("speech-lane-1", 2)}
+    assert ("speech-lane-1", 4) not in used
 
 
 def test_jobs_are_begun_in_order_and_not_too_many(tiny_tts: IndexTTS2, tiny_voice: Voice) -> None:
@@ -406,7 +425,7 @@ def test_close_cancels_what_takes_too_long(tiny_tts: IndexTTS2, tiny_voice: Voic
         assert isinstance(job.error, Cancelled)
         with pytest.raises(Cancelled):
             list(job)
-    assert "speech-engine" not in {t.name for t in threading.enumerate() if not t.daemon}
+    assert not any(thread.is_alive() for thread in engine._lanes)
 
 
 def test_many_short_jobs_leave_nothing_behind(tiny_voice: Voice, engine: SpeechEngine) -> None:

@@ -20,6 +20,7 @@ from indextts2.errors import Cancelled, GenerationError, IndexTTS2Error, UsageEr
 from indextts2.inference.chunk_queue import MAX_CHUNKS, ChunkQueue, Stopwatch
 from indextts2.inference.emotion import EmotionVector
 from indextts2.inference.lanes import lane_count, use_threads
+from indextts2.inference.openmp import release_workers
 from indextts2.inference.progress import Run
 from indextts2.inference.speaking import Render, SegmentSpeech, Steps, speak
 from indextts2.inference.streaming import ChunkMaker, Mode, as_typed_error, render_of
@@ -151,12 +152,13 @@ def _begins_soon(request: SpeechRequest) -> bool:
     return encoded and (request.emotion is None or isinstance(request.emotion, EmotionVector))
 
 
-@dataclass(frozen=True)
-class _Piece:
+@dataclass(eq=False)
+class _Work:
     """What a lane does next: a decoding step of all these tasks, or the next step of one that is not decoding."""
 
     tasks: list[_Task]
     decoding: bool
+    threads: int = 1
 
     @property
     def due(self) -> float:
@@ -200,13 +202,15 @@ class SpeechEngine:
         self._changed = threading.Condition()
         self._waiting: deque[SpeechJob] = deque()
         self._tasks: list[_Task] = []
-        self._pieces: list[_Piece] = []
+        self._at_work: dict[int, _Work] = {}
         self._closing = False
-        self._workers = [
-            threading.Thread(target=self._work, name=f"speech-lane-{n}", daemon=True) for n in range(self.lanes)
+        release_workers()  # of the thread that has loaded the model
+        self._lanes = [
+            threading.Thread(target=self._work, args=(lane,), name=f"speech-lane-{lane}", daemon=True)
+            for lane in range(self.lanes)
         ]
-        for worker in self._workers:
-            worker.start()
+        for thread in self._lanes:
+            thread.start()
 
     # From any thread
 
@@ -229,7 +233,7 @@ class SpeechEngine:
     @property
     def alive(self) -> bool:
         """Whether its threads run: false once it is closed, or something has killed one of them."""
-        return all(worker.is_alive() for worker in self._workers)
+        return all(thread.is_alive() for thread in self._lanes)
 
     @property
     def running(self) -> int:
@@ -250,16 +254,16 @@ class SpeechEngine:
             self._closing = True
             self._changed.notify_all()
         end = time.monotonic() + timeout_seconds
-        for worker in self._workers:
-            worker.join(max(0.0, end - time.monotonic()))
-        drained = not any(worker.is_alive() for worker in self._workers)
+        for thread in self._lanes:
+            thread.join(max(0.0, end - time.monotonic()))
+        drained = not any(thread.is_alive() for thread in self._lanes)
         if not drained:
             with self._changed:
                 jobs = [*self._waiting, *(task.job for task in self._tasks)]
             for job in jobs:
                 job.cancel()
-            for worker in self._workers:
-                worker.join()
+            for thread in self._lanes:
+                thread.join()
         return drained
 
     def __enter__(self) -> Self:
@@ -279,9 +283,9 @@ class SpeechEngine:
 
     # In the lanes
 
-    def _work(self) -> None:
+    def _work(self, lane: int) -> None:
         try:
-            self._serve()
+            self._serve(lane)
         finally:  # whatever ends a lane, nobody may wait for it for ever
             with self._changed:
                 self._closing = True
@@ -293,49 +297,60 @@ class SpeechEngine:
                 job._end(GenerationError("the engine has died; make a new one and ask again"))
 
     @torch.inference_mode()
-    def _serve(self) -> None:
-        while (taken := self._take()) is not None:
-            piece, threads = taken
-            use_threads(threads, self._threads)
+    def _serve(self, lane: int) -> None:
+        work: _Work | None = None
+        while (work := self._next(lane, work)) is not None:
+            use_threads(work.threads, self._threads)
             try:
-                if piece.decoding:
-                    self._decode(piece.tasks)
+                if work.decoding:
+                    self._decode(work.tasks)
                 else:
-                    self._resume(piece.tasks[0])
+                    self._resume(work.tasks[0])
             except Exception as error:  # of the engine itself: those in hand are lost, those to come are not
                 log.exception("the engine failed")
-                for task in piece.tasks:
+                for task in work.tasks:
                     self._end(task, error)
-            self._put_back(piece)
 
-    def _take(self) -> tuple[_Piece, int] | None:
-        """The most urgent piece of work and the number of threads it may use, waiting for one.
+    def _next(self, lane: int, done: _Work | None) -> _Work | None:
+        """Put back what is done and take the most urgent piece, waiting for one; None at the end.
 
-        None when all is done and nothing more comes.
+        The first lane is never idle while there is work: so one that is alone is always done by the same thread, whose
+        workers spin. Those of the other lanes are let go of.
         """
         with self._changed:
+            if done is not None:
+                self._put_back(lane, done)
             self._admit()
-            while not (ready := self._ready()):
+            while not (ready := self._ready()) or (lane and 0 not in self._at_work):
                 if self._at_end():
                     return None
+                if done is not None:
+                    self._changed.notify_all()  # the first lane goes on with what is ready
+                    done = None
+                if lane:
+                    release_workers()
                 self._changed.wait()
                 self._admit()
-            piece = min(ready, key=lambda p: p.due)
-            for task in piece.tasks:
-                task.taken = True
-            self._pieces.append(piece)
-            if len(ready) > 1:
-                self._changed.notify()  # a lane that has nothing to do
-            return piece, max(1, self._threads // min(self.lanes, len(self._pieces) + len(ready) - 1))
+            return self._take(lane, ready)
 
-    def _put_back(self, piece: _Piece) -> None:
-        with self._changed:
-            self._pieces.remove(piece)
-            for task in piece.tasks:
-                task.taken = False
-                task.pieces_done += 1
+    def _take(self, lane: int, ready: list[_Work]) -> _Work:
+        work = min(ready, key=lambda w: w.due)
+        for task in work.tasks:
+            task.taken = True
+        self._at_work[lane] = work
+        at_a_time = min(self.lanes, len(self._at_work) + len(ready) - 1)
+        work.threads = max(1, self._threads // at_a_time)
+        if len(ready) > 1:
+            self._changed.notify_all()
+        return work
 
-    def _ready(self) -> list[_Piece]:
+    def _put_back(self, lane: int, work: _Work) -> None:
+        del self._at_work[lane]
+        for task in work.tasks:
+            task.taken = False
+            task.pieces_done += 1
+
+    def _ready(self) -> list[_Work]:
         """The pieces that a lane can take now; that of the decoder first, so that it wins where both are as urgent.
 
         Texts and references are read one at a time: not all that reads them need be safe for threads.
@@ -343,12 +358,12 @@ class SpeechEngine:
         tasks = [task for task in self._tasks if not task.taken and task.runnable]
         decoding = [task for task in tasks if task.request is not None]
         pieces = []
-        if decoding and not any(piece.decoding for piece in self._pieces):
-            pieces.append(_Piece(decoding, True))
+        if decoding and not any(work.decoding for work in self._at_work.values()):
+            pieces.append(_Work(decoding, True))
         reading = any(task.taken and not task.pieces_done for task in self._tasks)
         for task in tasks:
             if task.request is None and (task.pieces_done or not reading):
-                pieces.append(_Piece([task], False))
+                pieces.append(_Work([task], False))
         return pieces
 
     def _at_end(self) -> bool:

@@ -18,6 +18,7 @@ from indextts2.config import InferenceConfig
 from indextts2.errors import Cancelled, GenerationError, IndexTTS2Error, UsageError
 from indextts2.inference.chunk_queue import MAX_CHUNKS, ChunkQueue
 from indextts2.inference.low_latency import ChunkPlan, chunked_segments
+from indextts2.inference.openmp import release_workers
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
 from indextts2.inference.speaking import Render, SegmentSpeech, speak, speak_alone, whole_segments
 from indextts2.types import AudioChunk
@@ -173,6 +174,7 @@ class StreamingSynthesizer:
             self.tts, text, speaker, emotion, config, mode=self.mode, plan=self.plan,
             cancel=lambda: queue.cancelled, on_progress=on_progress,
         )  # fmt: skip
+        release_workers()
         self._thread = threading.Thread(target=_fill, args=(queue, self.stream), name="speech", daemon=True)
         self._thread.start()
         return _until_cancelled(queue)

@@ -17,11 +17,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from indextts2.errors import UsageError
+from indextts2.inference.openmp import release_workers
 
 if TYPE_CHECKING:
     from indextts2.config import GenerationConfig
     from indextts2.inference.engine import SpeechRequest, Usage
-    from indextts2.inference.pipeline import IndexTTS2
+    from indextts2.inference.pipeline import IndexTTS2, Speaker
+    from indextts2.inference.voice import Voice
     from indextts2.types import AudioChunk
 
 log = logging.getLogger(__name__)
@@ -116,6 +118,13 @@ class ModelHost:
     def tts(self) -> IndexTTS2:
         """The model itself, loaded first if need be."""
         return self.engine().tts
+
+    def voice(self, speaker: Speaker) -> Voice:
+        """The Voice of reference audio, see `IndexTTS2.voice`; to be called from any thread but the engine's."""
+        try:
+            return self.tts.voice(speaker)
+        finally:
+            release_workers()
 
     def submit(self, request: SpeechRequest) -> Job:
         """Queue a request with the engine, see `SpeechEngine.submit`."""

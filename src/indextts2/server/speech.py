@@ -124,7 +124,7 @@ class SpeechService:
     async def make_voice(self, waveform: Waveform) -> Voice:
         """The Voice of decoded reference audio, computed once per content."""
 
-        return await self.in_thread(lambda: self.host.tts.voice(waveform))
+        return await self.in_thread(lambda: self.host.voice(waveform))
 
     def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work beside the event loop."""
@@ -148,9 +148,7 @@ class SpeechService:
         if reference is not None:
             return await self.make_voice(reference)
         speaker = self._named(name)
-        voice = await self.in_thread(
-            lambda: self.host.tts.voice(speaker) if not isinstance(speaker, Voice) else speaker
-        )
+        voice = await self.in_thread(lambda: self.host.voice(speaker) if not isinstance(speaker, Voice) else speaker)
         if self.host.facts is not None and voice.model != self.host.facts.fingerprint:
             raise ApiError(409, f"the voice {name!r} was made for another model; delete it and upload it again",
                            param="voice", code="voice_of_other_model")  # fmt: skip
