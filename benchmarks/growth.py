@@ -3,8 +3,9 @@
     python -m benchmarks.growth [--sweep segments prompt requests] [--model DIR] [--json FILE] [--plot FOLDER]
 
 Every segment has the same number of codes, so that a point differs from its neighbours in one thing only. To each
-series a straight line is fitted; its residual is the root mean square distance of the points over their mean. The last
-line of the output is all figures as JSON.
+series a straight line is fitted; its residual is the root mean square distance of the points over their mean.
+`--clock cpu` counts processor time of one thread, for a machine that is busy with other things. The last line of the
+output is all figures as JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.clock import CLOCKS, Clock, add_clock, check_clock
 from benchmarks.machine import describe
 from benchmarks.memory import peak_mib, reset_peak
 from indextts2 import IndexTTS2, InferenceConfig, Voice, Waveform
@@ -87,7 +88,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "codes": args.codes,
             "steps": bench.config.resolved(tts.config).steps,
             "prompt_seconds": args.prompt_seconds,
-            "sweeps": {name: sweep(sweeps[name], getattr(args, name)) for name in args.sweep},
+            "clock": args.clock,
+            "sweeps": {name: sweep(sweeps[name], getattr(args, name), CLOCKS[args.clock]) for name in args.sweep},
         }
     for name, series in figures["sweeps"].items():
         say(report(name, series))
@@ -127,14 +129,14 @@ def _prepare(args: argparse.Namespace, tts: IndexTTS2) -> Bench:
     return bench
 
 
-def sweep(work: Callable[[int], float], points: Iterable[int]) -> dict[str, Any]:
+def sweep(work: Callable[[int], float], points: Iterable[int], clock: Clock) -> dict[str, Any]:
     """Seconds, peak memory and seconds of audio at each point, in rising order, with the lines through them."""
     series: dict[str, Any] = {"x": sorted(points), "seconds": [], "peak_mib": [], "audio_seconds": []}
     for point in series["x"]:
         own_peak = reset_peak()
-        start = time.perf_counter()
+        start = clock()
         audio = work(point)
-        series["seconds"].append(round(time.perf_counter() - start, 4))
+        series["seconds"].append(round(clock() - start, 4))
         series["peak_mib"].append(round(peak_mib(), 1))
         series["audio_seconds"].append(round(audio, 3))
     series["peak_of_each_point"] = own_peak
@@ -196,10 +198,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-seconds", type=float, default=3.0, help="where it does not vary [%(default)s]")
     parser.add_argument("--codes", type=int, default=75, help="of every segment; 50 are a second [%(default)s]")
     parser.add_argument("--steps", type=int, help="flow steps [the model's own]")
-    parser.add_argument("--threads", type=int, help="[as torch chooses]")
+    add_clock(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also append the JSON line to this file")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw each sweep into this folder")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_clock(parser, args)
+    return args
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from benchmarks.clock import Clock, seconds
 from indextts2.models.dense import linear
 
 MATRIX_SIZE = 2048
 READ_NUMBERS = 1 << 27  # 512 MiB of float32: far more than any cache
-
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,3 @@ def measure(repeats: int = 5, clock: Clock = time.perf_counter) -> Machine:
 def _best(function: Callable[[], object], repeats: int, clock: Clock) -> float:
     function()
     return min(seconds(function, clock) for _ in range(repeats))
-
-
-def seconds(function: Callable[[], object], clock: Clock) -> float:
-    """How long a call takes."""
-    start = clock()
-    function()
-    return clock() - start

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 
 from benchmarks import roofline
+from benchmarks.clock import CLOCKS, Clock, add_clock, check_clock, seconds
 from benchmarks.machine import describe
-from benchmarks.roofline import Clock, Machine, seconds
+from benchmarks.roofline import Machine
 from benchmarks.sizes import SIZES
 from benchmarks.stage_list import STAGES, Bench, Stage
 from indextts2.cli.console import say, table
 from indextts2.native.library import native
 
 GIGA = 1e9
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 COLUMNS = ["stage", "per", "ms", "GFLOP", "GB", "floor, ms", "x floor", "plain, ms", "plain / ours"]
 
 
@@ -121,15 +121,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                         help=f"one or more of {', '.join(STAGES)} [all]")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each stage [%(default)s]")
     parser.add_argument("--decode-steps", type=int, default=16, help="in a call of a decoding stage [%(default)s]")
-    parser.add_argument("--threads", type=int, help="[as torch chooses]")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="[%(default)s]")
+    add_clock(parser)
     parser.add_argument("--ours-only", action="store_true", help="without the plain versions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also append the JSON line to this file")
     args = parser.parse_args(argv)
     if not 1 <= args.repeats <= 30:
         parser.error(f"--repeats must lie in 1..30, not {args.repeats}")
-    if args.clock == "cpu" and args.threads != 1:
-        parser.error("--clock cpu adds up the time of all threads; use it with --threads 1")
+    check_clock(parser, args)
     return args
 
 
