@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,16 @@ from indextts2.checkpoints.layout import installed_models
 from indextts2.inference.named_voices import resolve_speaker
 
 SENTENCES = ("The stone wall kept the garden safe from the wind.", "When will the next ferry cross to the island?")
+
+TOLD = (
+    *SENTENCES,
+    "Thirteen people have signed the letter so far.",
+    "Please leave the key under the blue flower pot.",
+    "She had never seen so many birds in one tree.",
+    "The train to the coast leaves at seven in the morning.",
+)
+# Of Whisper-base; about twice what the model card measures.
+WORD_ERROR_LIMIT = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +45,34 @@ def test_the_same_seed_says_the_same(tts: IndexTTS2) -> None:
     first, again, other = (tts.infer("Hello, world!", "ben", config=InferenceConfig(seed=s)) for s in (1, 1, 2))
     assert np.array_equal(first.samples, again.samples)
     assert not np.array_equal(first.mel_codes, other.mel_codes)
+
+
+def test_emotions_change_the_rate_as_listeners_expect(tts: IndexTTS2) -> None:
+    def seconds(emotion: str) -> float:
+        spoken = (tts.infer(text, "ada", emotion, config=InferenceConfig(seed=1)) for text in SENTENCES)
+        return sum(result.duration for result in spoken)
+
+    assert seconds("sad:1") > 1.1 * seconds("angry:1")
+
+
+@pytest.mark.slow
+def test_it_says_what_it_was_told(tts: IndexTTS2) -> None:
+    from indextts2.training.judges import Transcriber, packaged_whisper, word_error_rate
+
+    pytest.importorskip("faster_whisper", reason="needs the extra `evaluate`")
+    pytest.importorskip("jiwer", reason="needs the extra `evaluate`")
+    whisper = os.environ.get("INDEXTTS2_WHISPER", "")
+    if not whisper:
+        pytest.skip("INDEXTTS2_WHISPER names no Whisper model: a folder, or packaged:FOLDER")
+    packaged = whisper.removeprefix("packaged:")
+    transcriber = Transcriber(whisper if packaged == whisper else packaged_whisper(Path(packaged)))
+    said, heard = [], []
+    for voice in ("ada", "ben", "cleo"):
+        for text in TOLD:
+            result = tts.infer(text, voice, config=InferenceConfig(seed=1))
+            said.append(text)
+            heard.append(transcriber.transcribe(result.samples, result.sample_rate))
+    assert word_error_rate(said, heard) < WORD_ERROR_LIMIT
 
 
 def test_it_is_small() -> None:
