@@ -17,6 +17,7 @@ from benchmarks.baselines.conditioner import PlainConditioners
 from benchmarks.baselines.gpt import PlainGPT, PlainRequest
 from benchmarks.baselines.length_regulator import PlainLengthRegulator
 from benchmarks.baselines.semantic_codec import PlainSemanticCodec
+from benchmarks.baselines.vocoder import PlainBigVGAN
 from benchmarks.baselines.w2v_bert import PlainW2VBert
 from benchmarks.costs import Cost
 from benchmarks.sizes import model_config, network
@@ -240,11 +241,9 @@ def vocoder(bench: Bench) -> Stage:
     assert config is not None
     frames = int(VOCODER_SECONDS * config.sampling_rate / config.hop_size)
     mel = bench.random(1, config.num_mels, frames)
-    return Stage("s", VOCODER_SECONDS, costs.bigvgan(config, frames), lambda: ours(mel), _plain_vocoder(ours, mel))
-
-
-def _plain_vocoder(ours: BigVGAN, mel: Tensor) -> Callable[[], Tensor] | None:
-    return None
+    plain = PlainBigVGAN(ours)
+    cost = costs.bigvgan(config, frames)
+    return Stage("s", VOCODER_SECONDS, cost, lambda: ours(mel), lambda: plain(mel))
 
 
 STAGES: dict[str, Callable[[Bench], Stage]] = {

@@ -25,7 +25,12 @@
 /* On x86 the same code is compiled three times and the widest instruction set of the processor is taken. */
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
 #define HAS_TARGETS 1
-#define TARGET_AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")))
+#define AVX512_FEATURES "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"
+#if defined(__clang__)
+#define TARGET_AVX512 __attribute__((target(AVX512_FEATURES), min_vector_width(512)))
+#else
+#define TARGET_AVX512 __attribute__((target(AVX512_FEATURES ",prefer-vector-width=512")))
+#endif
 #define TARGET_AVX2 __attribute__((target("avx2,fma")))
 #else
 #define HAS_TARGETS 0

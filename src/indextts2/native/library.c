@@ -9,6 +9,7 @@ EXPORT void limit_instruction_set(int64_t widest) { limit = (int)widest; }
 
 static InstructionSet widest_of_processor(void) {
 #if HAS_TARGETS
+    __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
         return AVX512;
