@@ -1,15 +1,18 @@
 """Load on a server: latency, first audio, throughput at several numbers of clients, cancelling, and memory.
 
-    python -m benchmarks.serving [--model DIR] [--voice NAME] [--clients 1,2,4,8] [--requests 8] [--soak 500]
+    python -m benchmarks.serving [--model DIR] [--voice NAME] [--clients 1,2,4,8] [--requests 8]
+    python -m benchmarks.serving --clients 1 --requests 1 --soak 500
 
 Starts `indextts2 serve` on a free port, so that its memory can be read, and asks it over HTTP as any client would.
 Each client sends its next request when it has all of the last one; each request has a seed of its own, the same
-seeds at every number of clients. The last line of the output is all figures as JSON.
+seeds at every number of clients, and its audio is compared with that of the first number of clients. `--soak` sends
+short texts in turn and reads the memory after every tenth of them. The last line of the output is all figures as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,11 +30,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
 
 from benchmarks.machine import describe
 from indextts2.cli.console import say, table
 
+SOAK_TEXTS = (
+    "Good morning.",
+    "How are you today?",
+    "The train leaves at noon.",
+    "Thank you, that is very kind.",
+    "Please close the window before you go.",
+)
+SOAK_CLIENTS = 4
+SOAK_PARTS = 10
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun until evening."
 START_SECONDS = 300.0
 REQUEST_SECONDS = 600.0
@@ -40,11 +53,11 @@ BYTES_PER_SAMPLE = 2
 
 @dataclass
 class Sample:
-    """One request: seconds to its first and last byte, the audio it gave, and what went wrong, if anything."""
+    """One request: seconds to its first and last byte, the PCM it gave, and what went wrong, if anything."""
 
-    first_audio: float
-    latency: float
-    audio_seconds: float
+    first_audio: float = 0.0
+    latency: float = 0.0
+    pcm: bytes = b""
     error: str | None = None
 
 
@@ -72,13 +85,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if args.max_codes is not None:
             server.body["max_new_tokens"] = args.max_codes
         rate = facts["sample_rate"]
-        speak(server, rate, seed=0)  # warm up
+        speak(server, seed=0)  # warm up
         memory_before = server.memory_mib()
-        levels = {clients: load(server, rate, clients, args.requests) for clients in args.clients}
+        samples = {clients: load(server, clients, range(args.requests)) for clients in args.clients}
         cancel = cancel_seconds(server)
         refused = refusal_seconds(server, args.max_running + args.max_waiting)
-        soak = load(server, rate, 4, args.soak) if args.soak else None
+        soaked = soak(server, args.soak, rate) if args.soak else None
         memory_after = server.memory_mib()
+    levels = {clients: summary(level, rate) for clients, level in samples.items()}
     single = levels[args.clients[0]]["requests_per_second"]
     figures = {
         "benchmark": "serving",
@@ -90,9 +104,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "throughput_ratio": {
             str(clients): round(level["requests_per_second"] / single, 3) for clients, level in levels.items()
         },
+        "largest_difference": {
+            str(clients): largest_difference(level, samples[args.clients[0]]) for clients, level in samples.items()
+        },
         "cancel_to_idle_seconds": cancel,
         "refusal_seconds": refused,
-        "soak": soak,
+        "soak": soaked,
         "memory_mib": {"before": round(memory_before, 1), "after": round(memory_after, 1)},
     }
     report(figures)
@@ -112,10 +129,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency", default="exact", choices=["exact", "low-latency"])
     parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8])
     parser.add_argument("--requests", type=int, default=8, help="at each number of clients [%(default)s]")
-    parser.add_argument("--soak", type=int, default=0, help="further requests of 4 clients, for the memory [none]")
+    parser.add_argument("--soak", type=int, default=0, metavar="N",
+                        help="further requests with short texts by 4 clients, for the memory [none]")  # fmt: skip
     parser.add_argument("--max-codes", type=int, help="bound on the codes of a segment [the model's]")
     parser.add_argument("--max-running", type=int, default=4)
     parser.add_argument("--max-waiting", type=int, default=16)
+    parser.add_argument("--lanes", type=int, help="pieces of work the server computes at a time [its own choice]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also append the JSON line to this file")
     return parser.parse_args(argv)
@@ -133,6 +152,8 @@ def running_server(args: argparse.Namespace) -> Iterator[Server]:
                    "--max-waiting", str(args.max_waiting)]  # fmt: skip
         if args.model:
             command += ["--model", args.model]
+        if args.lanes is not None:
+            command += ["--lanes", str(args.lanes)]
         environment = {name: value for name, value in os.environ.items() if name != "INDEXTTS2_API_KEY"}
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
         try:
@@ -156,40 +177,84 @@ def wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
     raise RuntimeError(f"the server is not ready (exit code {process.poll()}); run `indextts2 serve` to see why")
 
 
-def speak(server: Server, rate: int, seed: int) -> Sample:
+def speak(server: Server, seed: int, text: str | None = None) -> Sample:
     """One request, timed from before the connection to the last byte."""
+    body = server.body | {"seed": seed} | ({} if text is None else {"input": text})
     start = time.perf_counter()
-    first, size = 0.0, 0
+    first, parts = 0.0, []
     try:
-        with httpx.stream("POST", f"{server.url}/v1/audio/speech", json=server.body | {"seed": seed},
-                          timeout=REQUEST_SECONDS) as response:  # fmt: skip
+        with httpx.stream("POST", f"{server.url}/v1/audio/speech", json=body, timeout=REQUEST_SECONDS) as response:
             if response.status_code != 200:
-                return Sample(0.0, 0.0, 0.0, f"status {response.status_code}")
+                return Sample(error=f"status {response.status_code}")
             for data in response.iter_raw():
                 first = first or time.perf_counter() - start
-                size += len(data)
+                parts.append(data)
     except httpx.HTTPError as error:
-        return Sample(0.0, 0.0, 0.0, type(error).__name__)
-    return Sample(first, time.perf_counter() - start, size / BYTES_PER_SAMPLE / rate)
+        return Sample(error=type(error).__name__)
+    return Sample(first, time.perf_counter() - start, b"".join(parts))
 
 
-def load(server: Server, rate: int, clients: int, requests: int) -> dict[str, Any]:
-    """`requests` requests by so many clients at once."""
+@dataclass
+class Level:
+    """Requests by some clients at once, in the order of their seeds, and the seconds that all took."""
+
+    samples: list[Sample]
+    seconds: float
+
+
+def load(server: Server, clients: int, seeds: range, texts: Sequence[str | None] = (None,)) -> Level:
+    """A request for each seed by so many clients at once, with the texts in turn."""
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        samples = list(pool.map(lambda seed: speak(server, rate, seed), range(requests)))
-    seconds = time.perf_counter() - start
-    good = [sample for sample in samples if sample.error is None]
-    audio = sum(sample.audio_seconds for sample in good)
-    errors = [sample.error for sample in samples if sample.error is not None]
+        samples = list(pool.map(lambda seed: speak(server, seed, texts[seed % len(texts)]), seeds))
+    return Level(samples, time.perf_counter() - start)
+
+
+def summary(level: Level, rate: int) -> dict[str, Any]:
+    """Throughput, latency and errors of a level."""
+    good = [sample for sample in level.samples if sample.error is None]
+    audio = sum(len(sample.pcm) for sample in good) / BYTES_PER_SAMPLE / rate
+    errors = [sample.error for sample in level.samples if sample.error is not None]
     return {
-        "requests": requests,
+        "requests": len(level.samples),
         "errors": {error: errors.count(error) for error in sorted(set(errors))},
-        "seconds": round(seconds, 3),
-        "requests_per_second": round(len(good) / seconds, 4),
-        "audio_seconds_per_second": round(audio / seconds, 4),
+        "seconds": round(level.seconds, 3),
+        "requests_per_second": round(len(good) / level.seconds, 4),
+        "audio_seconds_per_second": round(audio / level.seconds, 4),
         "latency_seconds": percentiles([sample.latency for sample in good]),
         "first_audio_seconds": percentiles([sample.first_audio for sample in good]),
+    }
+
+
+def largest_difference(level: Level, reference: Level) -> int | None:
+    """Largest difference of two samples with the same seed, in steps of 16-bit PCM; None where lengths differ."""
+    largest = 0
+    for one, other in zip(level.samples, reference.samples, strict=True):
+        if len(one.pcm) != len(other.pcm):
+            return None
+        if one.pcm:
+            pcm, expected = (np.frombuffer(sample.pcm, "<i2").astype(np.int32) for sample in (one, other))
+            largest = max(largest, int(np.abs(pcm - expected).max()))
+    return largest
+
+
+def soak(server: Server, requests: int, rate: int) -> dict[str, Any]:
+    """Short texts by several clients, with the memory (MiB) before and after each part of them."""
+    memory, errors, seconds, audio = [server.memory_mib()], 0, 0.0, 0.0
+    bounds = [requests * part // SOAK_PARTS for part in range(SOAK_PARTS + 1)]
+    for first, end in itertools.pairwise(bounds):
+        level = load(server, SOAK_CLIENTS, range(first, end), SOAK_TEXTS)
+        errors += sum(sample.error is not None for sample in level.samples)
+        audio += sum(len(sample.pcm) for sample in level.samples) / BYTES_PER_SAMPLE / rate
+        seconds += level.seconds
+        memory.append(server.memory_mib())
+    return {
+        "requests": requests,
+        "clients": SOAK_CLIENTS,
+        "errors": errors,
+        "seconds": round(seconds, 1),
+        "audio_seconds": round(audio, 1),
+        "memory_mib": [round(value, 1) for value in memory],
     }
 
 
@@ -269,7 +334,11 @@ def report(figures: dict[str, Any]) -> None:
     say(table(rows, header))
     memory = figures["memory_mib"]
     say(f"cancel to idle: {figures['cancel_to_idle_seconds']} s; refusal: {figures['refusal_seconds']} s")
+    say(f"largest difference to {next(iter(figures['levels']))} clients, in steps of PCM: "
+        f"{figures['largest_difference']}")  # fmt: skip
     say(f"memory: {memory['before']} MiB before, {memory['after']} MiB after")
+    if figures["soak"] is not None:
+        say(f"soak: {figures['soak']}")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def test_4_a_dead_worker_is_replaced(live: Callable[..., LiveServer], script: Sc
 def test_5_livez_answers_while_speaking(live: Callable[..., LiveServer], script: Script) -> None:
     server = live()
     script.seconds_per_word = 0.05
-    with many(server, 4, input="word " * 12) as futures, httpx.Client(base_url=server.url) as client:
+    with many(server, 4, input="word " * 30) as futures, httpx.Client(base_url=server.url) as client:
         client.get("/livez")
         seconds = []
         while not all(future.done() for future in futures):
