@@ -18,7 +18,6 @@ from indextts2.models.s2mel.flow_matching import (
     random_prompt_lengths,
     sample,
     start_noise,
-    time_grid,
 )
 from tests.conftest import golden_error
 from tests.models.s2mel.test_dit import TINY, inputs, tiny
@@ -121,12 +120,6 @@ def test_golden_run_as_inference_makes_it(dit: DiT, golden, golden_run, flow):
     assert golden_error(mel.numpy(), golden["mel"]) < 1e-5
 
 
-def test_time_grid():
-    step = torch.tensor(0.04, dtype=torch.float32)
-    expected = [float(s * step) if s < 13 else float(1 - (25 - s) * step) for s in range(26)]
-    assert time_grid(25).tolist() == expected
-
-
 @pytest.mark.parametrize("prompt", [0, 1, PROMPT])
 def test_skipping_prompt_frames_changes_nothing(prompt: int):
     model, run = tiny(), tiny_run(prompt=prompt)
@@ -148,6 +141,22 @@ def test_without_guidance_only_one_branch_runs():
     assert shapes == [1, 1]
     torch.testing.assert_close(unguided, nearly, rtol=0, atol=1e-7)
     assert (guided - unguided).abs().max() > 1e-3
+
+
+def test_guidance_may_end_before_the_flow():
+    model, run = tiny(), tiny_run()
+    shapes: list[int] = []
+
+    def mel(**options: float) -> torch.Tensor:
+        shapes.clear()
+        with torch.inference_mode():
+            return integrate(model, **run, steps=4, **options, on_step=lambda _s, _x, v: shapes.append(v.shape[0]))
+
+    whole = mel(cfg_rate=0.7)
+    half = mel(cfg_rate=0.7, guidance_until=0.5)
+    assert shapes == [2, 2, 1, 1]
+    assert (half - whole).abs().max() > 1e-6 and (half - mel(cfg_rate=0.0)).abs().max() > 1e-6
+    assert torch.equal(mel(cfg_rate=0.7, guidance_until=0.0), mel(cfg_rate=0.0))
 
 
 def test_padded_batch_equals_single_items():
@@ -176,7 +185,7 @@ def test_cancelling_stops_between_steps():
         asked.append(True)
         return len(asked) > 2
 
-    with torch.inference_mode(), pytest.raises(Cancelled, match="after 2 of 5 steps"):
+    with torch.inference_mode(), pytest.raises(Cancelled, match="after 2 velocities"):
         sample(model, **run, steps=5, cfg_rate=0.7, cancel=cancel)
 
 
@@ -202,6 +211,7 @@ def test_start_noise_follows_the_generator():
         ({"steps": 0}, "steps must be at least 1"),
         ({"cfg_rate": -0.1}, "cfg_rate must be 0 or more"),
         ({"cfg_rate": float("nan")}, "cfg_rate must be 0 or more"),
+        ({"solver": "newton"}, "solver must be one of euler, midpoint, heun, ab2"),
         ({"noise": torch.zeros(1, TINY.dit.in_channels, FRAMES - 1)}, "noise of shape"),
         ({"style": torch.zeros(2, TINY.style_dim)}, "equally many"),
         ({"prompt_mel": torch.zeros(1, TINY.dit.in_channels, FRAMES)}, "no frame is left"),

@@ -1,4 +1,4 @@
-"""Flow matching: the Euler sampler with guidance, and the training loss.
+"""Flow matching: the sampler with guidance, and the training loss.
 
 Legend: B batch, M mel bands, P prompt frames, N target frames, T = P + N, C condition channels, S style features.
 
@@ -7,6 +7,7 @@ Source: flow matching (Lipman et al., 2023) with classifier-free guidance, spec 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator
 
 import torch
@@ -14,15 +15,12 @@ from torch import Tensor
 
 from indextts2.errors import Cancelled, UsageError
 from indextts2.models.s2mel.dit import DiT
+from indextts2.models.s2mel.solvers import SOLVERS, evaluation_times, time_grid
 
-# Step index, state (B,M,T) that enters the step, velocities (B or 2B, M, frames computed): conditional items first.
+# Number of velocities asked for before (the step, with a solver that asks once per step), the state (B,M,T) at which one
+# is asked for, velocities (B or 2B, M, frames computed): conditional items first.
 StepCallback = Callable[[int, Tensor, Tensor], None]
 CancelCheck = Callable[[], bool]
-
-
-def time_grid(steps: int) -> Tensor:
-    """The steps + 1 times from 0 to 1, evenly spaced, in float32."""
-    return torch.linspace(0, 1, steps + 1, dtype=torch.float32, device="cpu")
 
 
 def start_noise(mel_bands: int, frames: int, generator: torch.Generator) -> Tensor:
@@ -44,13 +42,16 @@ def integration(
     *,
     steps: int,
     cfg_rate: float,
+    solver: str = "euler",
+    sway: float = 0.0,
+    guidance_until: float = 1.0,
     prompt_lengths: Tensor | None = None,
     lengths: Tensor | None = None,
     all_frames: bool = False,
     known: Tensor | None = None,
     on_step: StepCallback | None = None,
 ) -> Generator[int, None, Tensor]:
-    """Integrate the flow from noise to mel with Euler steps, one at a time: other work may be done in between.
+    """Integrate the flow from noise to mel, one velocity at a time: other work may be done in between.
 
     Args:
         mu: condition (B,T,C) of prompt and target.
@@ -58,22 +59,24 @@ def integration(
         style: (B,S).
         noise: start state (B,M,T); its prompt part is ignored.
         cfg_rate: guidance; 0 leaves the null branch out.
+        solver, sway: see `solvers`.
+        guidance_until: velocities at this time and later are taken without guidance, at half the cost.
         prompt_lengths: (B,) prompt frames of each item; None means P for all.
         lengths: (B,) frames of each item, prompt and target; None means T for all.
         all_frames: also compute the velocities of prompt frames, which nothing but a comparison needs.
         known: mel (B,M,K) of the first K frames behind a prompt of P frames, if they are known: they are led along the
             straight path from their noise to this mel, which is the one the network was trained on, so that all
             other frames continue them.
-        on_step: called in every step.
+        on_step: called with every velocity.
 
     Yields:
-        Before every step, the number of steps taken.
+        Before every velocity, the number of those computed.
 
     Returns:
         The state at time 1 (B,M,T), zero on prompt frames.
 
     Raises:
-        UsageError: `steps` or `cfg_rate` is out of range, or the shapes do not fit.
+        UsageError: an option is out of range, or the shapes do not fit.
     """
     _check(mu, prompt_mel, style, noise, steps, cfg_rate)
     batch, frames = mu.shape[:2]
@@ -81,34 +84,44 @@ def integration(
         prompt_lengths = torch.full((batch,), prompt_mel.shape[-1], device=mu.device)
     is_prompt = frames_before(prompt_lengths, frames)
     is_given = is_prompt[:, : prompt_mel.shape[-1]]
+    grid = time_grid(steps, sway)
+    times = evaluation_times(solver, grid)
     condition = dit.condition(prompt_mel.transpose(1, 2).where(is_given, 0.0), mu, style, lengths)
-    if cfg_rate > 0:
-        condition = dit.with_null_branch(condition)
+    guided = dit.with_null_branch(condition) if cfg_rate > 0 and guidance_until > 0 else None
+    tables = dit.time_tables(times.to(mu.device))
     first_frame = 0 if all_frames else int(prompt_lengths.min())
-    grid = time_grid(steps)
-    tables = dit.time_tables(grid[:-1].to(mu.device))
-    x = noise.transpose(1, 2).masked_fill(is_prompt, 0.0)
-    for step in range(steps):
-        yield step
-        if known is not None:
-            x = _lead(x, noise, known, prompt_mel.shape[-1], float(grid[step]))
-        state = torch.cat((x, x)) if cfg_rate > 0 else x
-        velocity = dit.velocity(state, condition, tables.row(step), first_frame)
-        if on_step is not None:
-            on_step(step, x.transpose(1, 2), velocity.transpose(1, 2))
-        if cfg_rate > 0:
+    move = functools.partial(_move, is_prompt=is_prompt, first_frame=first_frame)
+    lead = functools.partial(_lead, noise=noise, known=known, first=prompt_mel.shape[-1])
+
+    solution = SOLVERS[solver][0](noise.transpose(1, 2).masked_fill(is_prompt, 0.0), grid, move)
+    x, index = next(solution)
+    while True:
+        yield index
+        x = lead(x, time=float(times[index]))
+        if guided is not None and times[index] < guidance_until:
+            velocity = dit.velocity(torch.cat((x, x)), guided, tables.row(index), first_frame)
             with_condition, without = velocity.chunk(2)
-            velocity = (1.0 + cfg_rate) * with_condition - cfg_rate * without
-        interval = float(grid[step + 1] - grid[step])
-        moved = torch.add(x[:, first_frame:], velocity, alpha=interval)
-        x = torch.cat((x[:, :first_frame], moved), dim=1).masked_fill(is_prompt, 0.0)
-    if known is not None:
-        x = _lead(x, noise, known, prompt_mel.shape[-1], 1.0)
-    return x.transpose(1, 2)
+            total = (1.0 + cfg_rate) * with_condition - cfg_rate * without
+        else:
+            total = velocity = dit.velocity(x, condition, tables.row(index), first_frame)
+        if on_step is not None:
+            on_step(index, x.transpose(1, 2), velocity.transpose(1, 2))
+        try:
+            x, index = solution.send(total)
+        except StopIteration as end:
+            return lead(end.value, time=1.0).transpose(1, 2)
 
 
-def _lead(x: Tensor, noise: Tensor, known: Tensor, first: int, time: float) -> Tensor:
-    """The state (B,T,M) with the frames from `first` on that are `known` where they are at `time`."""
+def _move(x: Tensor, velocity: Tensor, interval: float, *, is_prompt: Tensor, first_frame: int) -> Tensor:
+    """The state (B,T,M) after `interval` at the velocity (B, T-first_frame, M) of its last frames; prompts stay zero."""
+    moved = torch.add(x[:, first_frame:], velocity, alpha=interval)
+    return torch.cat((x[:, :first_frame], moved), dim=1).masked_fill(is_prompt, 0.0)
+
+
+def _lead(x: Tensor, *, noise: Tensor, known: Tensor | None, first: int, time: float) -> Tensor:
+    """The state (B,T,M) with the frames from `first` on that are `known`, if any, where they are at `time`."""
+    if known is None:
+        return x
     end = first + known.shape[-1]
     path = torch.lerp(noise[:, :, first:end], known, time).transpose(1, 2)
     return torch.cat((x[:, :first], path, x[:, end:]), dim=1)
@@ -123,6 +136,9 @@ def integrate(
     *,
     steps: int,
     cfg_rate: float,
+    solver: str = "euler",
+    sway: float = 0.0,
+    guidance_until: float = 1.0,
     prompt_lengths: Tensor | None = None,
     lengths: Tensor | None = None,
     all_frames: bool = False,
@@ -132,11 +148,12 @@ def integrate(
     """`integration` in one go, with the same arguments and result.
 
     Args:
-        cancel: asked before every step; true raises Cancelled.
+        cancel: asked before every velocity; true raises Cancelled.
     """
     running = integration(
-        dit, mu, prompt_mel, style, noise, steps=steps, cfg_rate=cfg_rate, prompt_lengths=prompt_lengths,
-        lengths=lengths, all_frames=all_frames, on_step=on_step,
+        dit, mu, prompt_mel, style, noise, steps=steps, cfg_rate=cfg_rate, solver=solver, sway=sway,
+        guidance_until=guidance_until, prompt_lengths=prompt_lengths, lengths=lengths, all_frames=all_frames,
+        on_step=on_step,
     )  # fmt: skip
     while True:
         try:
@@ -144,7 +161,7 @@ def integrate(
         except StopIteration as end:
             return end.value
         if cancel is not None and cancel():
-            raise Cancelled(f"the flow was cancelled after {done} of {steps} steps")
+            raise Cancelled(f"the flow was cancelled after {done} velocities")
 
 
 def sample(
