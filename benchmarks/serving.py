@@ -87,7 +87,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         rate = facts["sample_rate"]
         speak(server, seed=0)  # warm up
         memory_before = server.memory_mib()
-        samples = {clients: load(server, clients, range(args.requests)) for clients in args.clients}
+        samples = {}
+        for clients in args.clients:
+            samples[clients] = load(server, clients, range(args.requests))
+            say(f"{clients} clients: {args.requests / samples[clients].seconds:.3f} requests per second")
         cancel = cancel_seconds(server)
         refused = refusal_seconds(server, args.max_running + args.max_waiting)
         soaked = soak(server, args.soak, rate) if args.soak else None

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,6 +90,7 @@ class ModelHost:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._closed = False
+        self._packaged: dict[Path, Voice] = {}
         self.facts: ModelFacts | None = None
         self.last_use = monotonic()
         self.loads = 0
@@ -120,11 +122,20 @@ class ModelHost:
         return self.engine().tts
 
     def voice(self, speaker: Speaker) -> Voice:
-        """The Voice of reference audio, see `IndexTTS2.voice`; to be called from any thread but the engine's."""
+        """The Voice of reference audio, see `IndexTTS2.voice`; to be called from any thread but the engine's.
+
+        Recordings that come with the package, the only ones that are named by a path, are decoded once.
+        """
+        tts = self.tts
+        if isinstance(speaker, Path) and speaker in self._packaged:
+            return self._packaged[speaker]
         try:
-            return self.tts.voice(speaker)
+            voice = tts.voice(speaker)
         finally:
             release_workers()
+        if isinstance(speaker, Path):
+            self._packaged[speaker] = voice
+        return voice
 
     def submit(self, request: SpeechRequest) -> Job:
         """Queue a request with the engine, see `SpeechEngine.submit`."""
@@ -170,6 +181,7 @@ class ModelHost:
     def _drop(self, engine: Engine, timeout_seconds: float = 5.0) -> None:
         engine.close(timeout_seconds)
         engine.tts.close()
+        self._packaged.clear()
         self._engine = None
         del engine
         return_memory()
