@@ -50,7 +50,7 @@ class Stage:
     amount: float
     cost: Cost
     ours: Callable[[], Result]
-    plain: Callable[[], Result] | None = None
+    plain: Callable[[], Result]
 
 
 class Bench:
