@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from indextts2.errors import ConfigError
+from indextts2.presets import FLOW_DTYPES, GPT_WEIGHTS, PRESETS, SOLVERS
 
 EMOTIONS = ("happy", "angry", "sad", "afraid", "disgusted", "melancholic", "surprised", "calm")
 
@@ -443,9 +444,16 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Every option of one call (01 section 5). `generation` and the options of the flow None: as the model wants.
+    """Every option of one call (01 section 5). None: as preset and model want it; `seed` None draws one.
 
-    `seed` None draws one.
+    Args:
+        preset: "exact" computes what the official implementation does; "balanced" and "fast" choose cheaper values of
+            the options below that are not given (`indextts2.presets`).
+        solver, sway: of the flow, see `models.s2mel.solvers`. `sway` below 0 puts the steps closer to its start.
+        guidance_until: from this time of the flow on, 0 to 1, it is not guided, which halves the work.
+        prompt_seconds: the flow sees so much of the end of the reference; 0 is all of it.
+        flow_dtype: of the flow's matrix products; "auto" is bfloat16 where the device has instructions for it.
+        gpt_weights: of decoding; "int8" and "int4" are rounded copies for CPUs, "auto" is int8 on a CPU.
     """
 
     generation: GenerationConfig | None = None
@@ -458,6 +466,13 @@ class InferenceConfig:
     duration_factor: float = 1.0
     target_seconds: float | None = None
     seed: int | None = None
+    preset: str = "exact"
+    solver: str | None = None
+    sway: float | None = None
+    guidance_until: float | None = None
+    prompt_seconds: float | None = None
+    flow_dtype: str | None = None
+    gpt_weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_text_tokens_per_segment < 2:
@@ -478,18 +493,37 @@ class InferenceConfig:
             raise ConfigError(f"target_seconds must lie in [0.1, 3600], not {self.target_seconds!r}")
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must lie in 0..2**63-1, not {self.seed}")
+        self._check_shortcuts()
+
+    def _check_shortcuts(self) -> None:
+        """The options that trade exactness for speed."""
+        named = {"preset": PRESETS, "solver": SOLVERS, "flow_dtype": FLOW_DTYPES, "gpt_weights": GPT_WEIGHTS}
+        for name, known in named.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if self.sway is not None and not -1.0 <= self.sway <= 1.0:
+            raise ConfigError(f"sway must lie in [-1, 1], not {self.sway!r}")
+        if self.guidance_until is not None and not 0.0 <= self.guidance_until <= 1.0:
+            raise ConfigError(f"guidance_until must lie in [0, 1], not {self.guidance_until!r}")
+        seconds = self.prompt_seconds
+        if seconds is not None and seconds != 0 and not 0.5 <= seconds <= 60:
+            raise ConfigError(f"prompt_seconds must be 0 (all of the reference) or lie in [0.5, 60], not {seconds!r}")
 
     def resolved(self, model: ModelConfig) -> ResolvedConfig:
-        """The same options with nothing left open: what the model wants by default, and a seed."""
+        """The same options with nothing left open: what preset and model want by default, and a seed."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(InferenceConfig)}
-        defaults = {
+        preset = PRESETS[self.preset]
+        defaults: dict[str, Any] = {
+            **dataclasses.asdict(preset),
             "generation": model.generation or GenerationConfig(),
-            "steps": model.s2mel.steps,
+            "steps": preset.steps(model.s2mel.steps),
             "cfg_rate": model.s2mel.cfg_rate,
             "flow_temperature": model.s2mel.flow_temperature,
             "seed": secrets.randbits(32),
         }
-        return ResolvedConfig(**given | {name: value for name, value in defaults.items() if given[name] is None})
+        values = {name: defaults.get(name) if value is None else value for name, value in given.items()}
+        return ResolvedConfig(**typing.cast("dict[str, Any]", values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,3 +535,10 @@ class ResolvedConfig(InferenceConfig):
     cfg_rate: float
     flow_temperature: float
     seed: int
+    # With defaults, for sets of options that were written before there were any others.
+    solver: str = "euler"
+    sway: float = 0.0
+    guidance_until: float = 1.0
+    prompt_seconds: float = 0.0
+    flow_dtype: str = "float32"
+    gpt_weights: str = "full"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -135,6 +136,34 @@ def test_convolution_over_frames(onednn: None) -> None:
     layer.requires_grad_(True)
     layer.convolve(y, 1).sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_rounded_factors() -> None:
+    layer, x = dense.Linear(300, 200).requires_grad_(False), torch.randn(7, 300)
+    with torch.inference_mode():
+        exact = layer(x)
+        with dense.products_in(torch.bfloat16):
+            rounded, free = layer(x), dense.linear(x, layer.weight, layer.bias)
+        assert torch.equal(layer(x), exact)
+    assert rounded.dtype is torch.float32 and torch.equal(rounded, free)
+    assert 1e-4 < relative_l2(rounded, exact) < 1e-2
+    layer.weight.mul_(2)  # the rounded copy must follow
+    with torch.inference_mode(), dense.products_in(torch.bfloat16):
+        assert relative_l2(layer(x) - layer.bias, 2 * (rounded - layer.bias)) < 1e-6
+    with dense.products_in(torch.bfloat16):  # gradients are exact
+        assert torch.equal(dense.linear(x, layer.weight), F.linear(x, layer.weight))
+
+
+def test_rounding_is_of_one_thread_and_ends_with_an_error() -> None:
+    x, seen = torch.randn(2, 3), []
+    with torch.inference_mode():
+        with pytest.raises(ZeroDivisionError), dense.products_in(torch.bfloat16):
+            assert dense.reduced_dtype(x) is torch.bfloat16
+            thread = threading.Thread(target=lambda: seen.append(dense.reduced_dtype(x)))
+            thread.start()
+            thread.join()
+            raise ZeroDivisionError
+        assert seen == [None] and dense.reduced_dtype(x) is None
 
 
 def test_the_processor_chooses(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:

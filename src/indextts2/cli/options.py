@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from indextts2.config import GenerationConfig, InferenceConfig, ModelConfig
 from indextts2.errors import TextError, UsageError
+from indextts2.presets import FLOW_DTYPES, GPT_WEIGHTS, PRESETS, SOLVERS
 
 if TYPE_CHECKING:
     from indextts2.inference.pipeline import EmotionInput, IndexTTS2
@@ -110,11 +111,24 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", int, "the same seed gives the same speech [random, printed]")
     add("--steps", int, "steps of the flow [25]")
     add("--cfg-rate", number, "guidance of the flow [0.7]")
+    group = parser.add_argument_group("speed, at the price of exactness", "what is given here goes before the preset")
+    add_preset_option(group)
+    group.add_argument("--solver", choices=SOLVERS, help="of the flow; midpoint and heun cost two velocities a step")
+    add("--sway", number, "-1 to 1; below 0 the steps of the flow lie closer together at its start")
+    add("--guidance-until", number, "0 to 1, the time of the flow after which it is not guided")
+    add("--prompt-seconds", number, "the flow sees so much of the end of the reference; 0 is all of it")
+    group.add_argument("--flow-dtype", choices=FLOW_DTYPES, help="of the products in the flow; auto asks the processor")
+    group.add_argument("--gpt-weights", choices=GPT_WEIGHTS, help="of decoding; auto is int8 on a CPU")
     group = parser.add_argument_group("text and time")
     add("--max-tokens", int, f"text tokens per segment [{InferenceConfig.max_text_tokens_per_segment}]")
     add("--duration-factor", number, f"0.5 to 2.0; stretches the speech [{InferenceConfig.duration_factor}]")
     add("--target-seconds", number, "make the whole result last this long")
     add("--interval-silence", int, f"milliseconds between segments [{InferenceConfig.interval_silence_ms}]")
+
+
+def add_preset_option(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--preset`."""
+    group.add_argument("--preset", choices=list(PRESETS), help="what may be left out [exact: nothing]")
 
 
 def inference_config(args: argparse.Namespace, model: ModelConfig) -> InferenceConfig:
@@ -138,7 +152,9 @@ def inference_config(args: argparse.Namespace, model: ModelConfig) -> InferenceC
     return InferenceConfig(
         generation=generation,
         **given(max_text_tokens_per_segment="max_tokens", interval_silence_ms="interval_silence", steps="steps",
-                cfg_rate="cfg_rate", duration_factor="duration_factor", target_seconds="target_seconds", seed="seed"),
+                cfg_rate="cfg_rate", duration_factor="duration_factor", target_seconds="target_seconds", seed="seed",
+                preset="preset", solver="solver", sway="sway", guidance_until="guidance_until",
+                prompt_seconds="prompt_seconds", flow_dtype="flow_dtype", gpt_weights="gpt_weights"),
     )  # fmt: skip
 
 

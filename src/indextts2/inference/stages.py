@@ -15,9 +15,12 @@ import torch
 from indextts2.audio.features import fbank_mean_normalised, log_mel, seamless_features
 from indextts2.audio.resampler import emotion_audio, speaker_audio
 from indextts2.inference.voice import Voice, content_key
+from indextts2.models.dense import computes_bfloat16
 from indextts2.models.gpt.generation import Request, advance
+from indextts2.models.gpt.quantised import automatic_weights
 from indextts2.models.s2mel.flow_matching import integration, start_noise
 from indextts2.models.s2mel.length_regulator import target_mel_frames
+from indextts2.models.s2mel.solvers import velocities_per_step
 from indextts2.text.segmenter import split_segments
 from indextts2.text.tokenizer import require_speech
 
@@ -163,7 +166,13 @@ def start_request(
     """The prefilled request of a segment."""
     gpt = models.gpt
     prefix = gpt.prefix(gpt.conditioning(speaker_latents, emotion).to(models.gpt_dtype), segment.ids)
-    return Request(gpt, prefix, config.generation, generator)
+    return Request(gpt, prefix, config.generation, generator, gpt_weights(models, config.gpt_weights))
+
+
+def gpt_weights(models: Models, name: str) -> str:
+    """The kind of the decoder's weights that the option names."""
+    gpt = models.config.gpt
+    return automatic_weights(models.device, gpt.model_dim, gpt.layers) if name == "auto" else name
 
 
 def report_codes(run: Run, codes: list[int], config: ResolvedConfig) -> None:
@@ -217,6 +226,18 @@ def draw_noise(models: Models, frames: int, config: ResolvedConfig, generator: t
     return (noise * config.flow_temperature).to(models.device)
 
 
+def flow_dtype(models: Models, name: str) -> torch.dtype:
+    """The type of the flow's products that the option names."""
+    reduced = name == "bfloat16" or (name == "auto" and computes_bfloat16(models.device.type))
+    return torch.bfloat16 if reduced else torch.float32
+
+
+def prompt_frames(models: Models, frames: int, seconds: float) -> int:
+    """Frames of a prompt of `frames` that the flow sees; 0 s is all of it."""
+    mel = models.config.s2mel.mel
+    return min(frames, max(1, round(seconds * mel.sample_rate / mel.hop_length))) if seconds else frames
+
+
 def flowing(
     models: Models,
     prompt_condition: torch.Tensor,
@@ -229,23 +250,29 @@ def flowing(
     on_state: StateCallback | None = None,
     known: torch.Tensor | None = None,
 ) -> Generator[None, None, torch.Tensor]:
-    """Flow matching: condition (1, N, C) with the voice's prompt -> mel (1, n_mels, N). Yields before every step.
+    """Flow matching: condition (1, N, C) with the voice's prompt -> mel (1, n_mels, N). Yields before every velocity.
+
+    With `prompt_seconds` only the end of the prompt is seen: P then counts the frames that are left.
 
     Args:
-        noise: (1, n_mels, P + N), see `draw_noise`.
+        noise: (1, n_mels, frames of the whole prompt + N), see `draw_noise`.
         known: mel (1, n_mels, K) of the first K frames, if they are to be continued.
-        on_state: called with the state (1, n_mels, P + N) that enters each step.
+        on_state: called with the state (1, n_mels, P + N) at which each velocity is taken.
     """
+    velocities = config.steps * velocities_per_step(config.solver)
 
-    def on_step(step: int, state: torch.Tensor, _velocity: torch.Tensor) -> None:
-        run.report("flow", step + 1, config.steps)
+    def on_step(index: int, state: torch.Tensor, _velocity: torch.Tensor) -> None:
+        run.report("flow", index + 1, velocities)
         if on_state is not None:
             on_state(state)
 
+    unseen = prompt_mel.shape[-1] - prompt_frames(models, prompt_mel.shape[-1], config.prompt_seconds)
+    prompt_mel, prompt_condition = prompt_mel[:, :, unseen:], prompt_condition[:, unseen:]
     mu = torch.cat([prompt_condition, condition], dim=1)
     running = integration(
-        models.dit, mu, prompt_mel, style, noise, steps=config.steps, cfg_rate=config.cfg_rate, known=known,
-        on_step=on_step,
+        models.dit, mu, prompt_mel, style, noise[:, :, unseen:], steps=config.steps, cfg_rate=config.cfg_rate,
+        solver=config.solver, sway=config.sway, guidance_until=config.guidance_until,
+        dtype=flow_dtype(models, config.flow_dtype), known=known, on_step=on_step,
     )  # fmt: skip
     while True:
         try:

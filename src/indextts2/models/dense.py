@@ -12,18 +12,24 @@ Whatever records gradients, is traced or compiled, or is no plain float32 on a C
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import platform
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+_thread = threading.local()
+T = TypeVar("T")
 
 # "onednn" or "torch"; anything else, and nothing, leaves the choice to the processor.
 LIBRARY_VARIABLE = "INDEXTTS2_LINEAR"
@@ -36,15 +42,76 @@ FEWEST_SCORES = 128 * 128
 MOST_ATTENTION_THREADS = 8
 
 
+class Kept(Generic[T]):
+    """What is made from a frozen weight, kept as long as the weight stays the same. Copies of it start empty."""
+
+    def __init__(self) -> None:
+        self._held: tuple[tuple[object, ...], weakref.ref[Tensor], T] | None = None
+
+    def get(self, weight: Tensor, kind: object, make: Callable[[Tensor], T]) -> T:
+        """`make(weight)`, where `kind` says what is made."""
+        held = self._held  # read once: other threads may replace it
+        state = (kind, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if held is None or held[0] != state or held[1]() is not weight:
+            held = self._held = (state, weakref.ref(weight), make(weight))
+        return held[2]
+
+    def __reduce__(self) -> tuple[type[Kept[T]], tuple[()]]:
+        return Kept, ()
+
+
 class Linear(nn.Linear):
     """A linear layer that uses `linear`."""
 
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self._reduced: Kept[Tensor] = Kept()
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        dtype = reduced_dtype(x)
+        if dtype is None or self.weight.requires_grad:
+            return linear(x, self.weight, self.bias)
+        return reduced_linear(x, self._reduced.get(self.weight, dtype, lambda weight: weight.to(dtype)), self.bias)
+
+
+@contextlib.contextmanager
+def products_in(dtype: torch.dtype) -> Iterator[None]:
+    """What this thread multiplies in here by `Linear` and `linear` is rounded to `dtype` before, without gradients."""
+    before = getattr(_thread, "dtype", torch.float32)
+    _thread.dtype = dtype
+    try:
+        yield
+    finally:
+        _thread.dtype = before
+
+
+def reduced_dtype(x: Tensor) -> torch.dtype | None:
+    """What products with `x` are rounded to; None if they are not."""
+    dtype: torch.dtype = getattr(_thread, "dtype", torch.float32)
+    return None if dtype is torch.float32 or x.dtype is not torch.float32 or torch.is_grad_enabled() else dtype
+
+
+def reduced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `linear`, the factors in the type of `weight`; the result and the bias in that of `x`."""
+    y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
+    return y if bias is None else y.add_(bias)
+
+
+@functools.cache
+def computes_bfloat16(device_type: str) -> bool:
+    """Whether devices of this type have instructions for products of bfloat16."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type != "cpu":
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public; without them the answer is no
+    return any(bool(getattr(torch.cpu, name)()) for name in checks if hasattr(torch.cpu, name))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `F.linear`: (..., I) and (O, I) -> (..., O)."""
+    if (dtype := reduced_dtype(x)) is not None:
+        return reduced_linear(x, weight.to(dtype), bias)
     if not _worthwhile(x, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
     # Rows must be dense: for others the operator falls back to a reference loop that is a hundred times slower.

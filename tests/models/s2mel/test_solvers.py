@@ -12,6 +12,7 @@ from torch import Tensor
 from indextts2.errors import UsageError
 from indextts2.models.s2mel.flow_matching import integrate
 from indextts2.models.s2mel.solvers import SOLVERS, evaluation_times, time_grid
+from tests.conftest import relative_l2
 from tests.models.s2mel.test_dit import tiny
 from tests.models.s2mel.test_flow_matching import FRAMES, PROMPT, tiny_run
 
@@ -74,6 +75,18 @@ def test_in_the_flow(solver: str, evaluations: int, guidance_until: float):
     assert first.shape[-1] == FRAMES and torch.isfinite(first).all() and not first[..., :PROMPT].any()
     torch.testing.assert_close(first, again, rtol=0, atol=1e-12)
     assert (first - fine).norm() < 0.5 * fine.norm()
+
+
+def test_rounded_products_change_little():
+    model = tiny().float().requires_grad_(False)
+    run = {name: value.float() for name, value in tiny_run().items()}
+    with torch.inference_mode():
+        exact = integrate(model, **run, steps=3, cfg_rate=0.7)
+        rounded = integrate(model, **run, steps=3, cfg_rate=0.7, dtype=torch.bfloat16)
+        again = integrate(model, **run, steps=3, cfg_rate=0.7)
+    assert rounded.dtype is torch.float32
+    assert 1e-5 < relative_l2(rounded, exact) < 2e-2
+    assert torch.equal(again, exact)
 
 
 def test_an_unknown_solver():

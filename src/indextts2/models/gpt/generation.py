@@ -16,6 +16,7 @@ from indextts2.config import GenerationConfig
 from indextts2.errors import Cancelled, GenerationError
 from indextts2.models.gpt.cache import Lane
 from indextts2.models.gpt.decoders import Node, make_decoder, path
+from indextts2.models.gpt.quantised import check_weights
 from indextts2.models.gpt.unified_voice import Prompt, UnifiedVoice
 
 FIRST_STEPS = 128
@@ -46,6 +47,7 @@ class Feed:
     codes: list[int]
     position: int
     lane: Lane
+    weights: str = "full"
 
 
 class Request:
@@ -58,16 +60,21 @@ class Request:
         prefix: Tensor,
         config: GenerationConfig | None = None,
         generator: torch.Generator | None = None,
+        weights: str = "full",
     ) -> None:
         """Prefill `prefix` (1, N, D) and choose the first code.
 
         Args:
             generator: source of all random draws; None makes one with a fresh seed. Scores are processed on its
                 device, so that a CPU generator gives the same draws whatever device the model is on.
+            weights: of the steps, see `quantised`; the prefix is computed with those that are loaded.
 
         Raises:
             GenerationError: the model gives no finite score.
+            UsageError: this model, or its device, cannot have such weights.
         """
+        check_weights(weights, model.device, model.config.model_dim)
+        self.weights = weights
         config = _within_positions(config or GenerationConfig(), model)
         self.config = config
         self._model = model
@@ -92,7 +99,7 @@ class Request:
         """What the next step feeds; to be asked once per step, since it moves the beams."""
         codes = self.decoder.codes
         lane = Lane(self.prompt.cache, len(codes), self.prompt.cache.branch(self.decoder.parents))
-        return Feed(codes, self._model.decode_position(self.decoder.new_tokens - 1), lane)
+        return Feed(codes, self._model.decode_position(self.decoder.new_tokens - 1), lane, self.weights)
 
     def take_settled(self) -> list[int]:
         """Codes that are part of the result whatever follows and were not taken before.
@@ -146,13 +153,24 @@ def advance(model: UnifiedVoice, requests: Sequence[Request]) -> None:
 
 @torch.no_grad()
 def feed(model: UnifiedVoice, feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor]]:
-    """The states (rows, D) and logits (rows, V) of what each request feeds. A failed call may be tried again."""
+    """The states (rows, D) and logits (rows, V) of what each request feeds. A failed call may be tried again.
+
+    Requests whose weights differ in kind go one kind after the other.
+    """
+    answers: dict[int, tuple[Tensor, Tensor]] = {}
+    for kind in dict.fromkeys(f.weights for f in feeds):
+        chosen = [index for index, f in enumerate(feeds) if f.weights == kind]
+        answers |= zip(chosen, _feed_one_kind(model, [feeds[index] for index in chosen], kind), strict=True)
+    return [answers[index] for index in range(len(feeds))]
+
+
+def _feed_one_kind(model: UnifiedVoice, feeds: Sequence[Feed], weights: str) -> Iterator[tuple[Tensor, Tensor]]:
     fed = torch.tensor(
         [[code for f in feeds for code in f.codes], [f.position for f in feeds for _ in f.codes]], device=model.device
     )
-    states = model.step(fed[0], fed[1], [f.lane for f in feeds])
+    states = model.step(fed[0], fed[1], [f.lane for f in feeds], weights)
     rows = [f.lane.rows for f in feeds]
-    return list(zip(states.split(rows), model.logits(states).split(rows), strict=True))
+    return zip(states.split(rows), model.logits(states, weights).split(rows), strict=True)
 
 
 def iterate_codes(

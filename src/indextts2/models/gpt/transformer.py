@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indextts2.models.dense import linear
+from indextts2.models.dense import Kept, linear
 from indextts2.models.gpt.cache import KVCache, Lane
+from indextts2.models.gpt.quantised import MOST_ROWS, RoundedWeight, rounded
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -26,9 +27,16 @@ class Conv1D(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(inputs, outputs) * INIT_STD)
         self.bias = nn.Parameter(torch.zeros(outputs))
+        self._rounded: Kept[RoundedWeight] = Kept()
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.t(), self.bias)
+
+    def step(self, x: Tensor, weights: str) -> Tensor:
+        """The layer without gradients on rows (N, in), with its weight in the kind `weights` if they are few."""
+        if weights == "full" or x.shape[0] > MOST_ROWS:
+            return self(x)
+        return self._rounded.get(self.weight, weights, lambda weight: rounded(weight.t(), weights))(x, self.bias)
 
 
 class CausalSelfAttention(nn.Module):
@@ -45,15 +53,15 @@ class CausalSelfAttention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.c_proj(attended.transpose(1, 2).flatten(2))
 
-    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int) -> Tensor:
+    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int, weights: str) -> Tensor:
         """Attention of new rows `x` (N, D) over the caches of their lanes, which they are appended to."""
-        qkv: Tensor = self.c_attn(x)
+        qkv = self.c_attn.step(x, weights)
         if len(lanes) == 1:
             attended = self._attend(qkv, lanes[0], layer)
         else:
             parts = qkv.split([lane.rows for lane in lanes])
             attended = torch.cat([self._attend(part, lane, layer) for part, lane in zip(parts, lanes, strict=True)])
-        return self.c_proj(attended)
+        return self.c_proj.step(attended, weights)
 
     def _attend(self, qkv: Tensor, lane: Lane, layer: int) -> Tensor:
         """(n, 3 D) -> (n, D) within one lane."""
@@ -72,6 +80,10 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
+    def step(self, x: Tensor, weights: str) -> Tensor:
+        """On rows (N, D), see `Conv1D.step`."""
+        return self.c_proj.step(F.gelu(self.c_fc.step(x, weights), approximate="tanh"), weights)
+
 
 class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
@@ -85,9 +97,10 @@ class TransformerBlock(nn.Module):
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
-    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int) -> Tensor:
-        x = x + self.attn.extend(self.ln_1(x), lanes, layer)
-        return x + self.mlp(self.ln_2(x))
+    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int, weights: str = "full") -> Tensor:
+        """Run new rows (N, D), see `GPT2Stack.extend`."""
+        x = x + self.attn.extend(self.ln_1(x), lanes, layer, weights)
+        return x + self.mlp.step(self.ln_2(x), weights)
 
 
 class GPT2Stack(nn.Module):
@@ -110,15 +123,17 @@ class GPT2Stack(nn.Module):
         """An empty cache with room for `capacity` rows, on the device and in the precision of the weights."""
         return KVCache.empty(len(self.h), self.heads, self.head_dim, capacity, like=self.ln_f.weight)
 
-    def extend(self, x: Tensor, lanes: Sequence[Lane]) -> Tensor:
+    def extend(self, x: Tensor, lanes: Sequence[Lane], weights: str = "full") -> Tensor:
         """Run new rows `x` (N, D), those of the first lane first, and append them to the caches. Returns (N, D).
+
+        `weights`: as they are ("full"), or rounded copies of them for a few rows (see `quantised`).
 
         Dense layers see the rows of all requests at once; only attention goes request by request.
         """
         for lane in lanes:
             lane.cache.reserve(lane.rows)
         for layer, block in enumerate(cast("list[TransformerBlock]", self.h)):
-            x = block.extend(x, lanes, layer)
+            x = block.extend(x, lanes, layer, weights)
         for lane in lanes:
             lane.cache.advance(lane.rows)
         return self.ln_f(x)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from indextts2.config import ConformerConfig, GPTConfig
 from indextts2.errors import ConfigError, UsageError
-from indextts2.models.dense import Linear
+from indextts2.models.dense import Kept, Linear
 from indextts2.models.gpt.cache import KVCache, Lane
 from indextts2.models.gpt.conformer import ConformerEncoder
 from indextts2.models.gpt.perceiver import PerceiverResampler
+from indextts2.models.gpt.quantised import MOST_ROWS, RoundedWeight, rounded
 from indextts2.models.gpt.transformer import INIT_STD, LAYER_NORM_EPS, GPT2Stack
 
 IGNORED_TARGET = -100
@@ -75,6 +76,7 @@ class UnifiedVoice(nn.Module):
         self.gpt = GPT2Stack(width, config.heads, config.layers)
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mel_head = Linear(width, config.number_mel_codes)
+        self._rounded_head: Kept[RoundedWeight] = Kept()
         self.text_head = Linear(width, config.number_text_tokens + 1) if with_text_head else None
         if not with_text_head:
             self.UNUSED_KEYS = type(self).UNUSED_KEYS + self.TEXT_HEAD_KEYS
@@ -160,13 +162,19 @@ class UnifiedVoice(nn.Module):
         return Prompt(cache, len(rows), self.final_norm(hidden[-1:]))
 
     @torch.no_grad()
-    def step(self, codes: Tensor, positions: Tensor, lanes: list[Lane]) -> Tensor:
+    def step(self, codes: Tensor, positions: Tensor, lanes: list[Lane], weights: str = "full") -> Tensor:
         """Feed codes (n,) at mel positions (n,), the rows of all lanes in order. Returns their states (n, D)."""
-        return self.final_norm(self.gpt.extend(self.embed_codes(codes, positions), lanes))
+        return self.final_norm(self.gpt.extend(self.embed_codes(codes, positions), lanes, weights))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """States (…, D) -> float32 logits (…, V)."""
-        logits: Tensor = self.mel_head(hidden)
+    def logits(self, hidden: Tensor, weights: str = "full") -> Tensor:
+        """States (…, D) -> float32 logits (…, V); with rounded `weights` (see `quantised`) of few states (n, D)."""
+        head = self.mel_head
+        if weights == "full" or hidden.shape[0] > MOST_ROWS:
+            logits: Tensor = head(hidden)
+        else:
+            logits = self._rounded_head.get(head.weight, weights, lambda weight: rounded(weight, "int8"))(
+                hidden, head.bias
+            )
         return logits.float()
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from indextts2.config import S2MelConfig
 from indextts2.errors import ConfigError
-from indextts2.models.dense import Linear, linear
+from indextts2.models.dense import Linear, linear, products_in
 from indextts2.models.s2mel.transformer import Rotary, Transformer, rotary_table
 from indextts2.models.s2mel.wavenet import WaveNet
 
@@ -169,13 +169,22 @@ class DiT(nn.Module):
             key_mask = (torch.arange(frames, device=constant.device) < lengths[:, None])[:, None, None]
         return Condition(constant, rotary, lengths, key_mask)
 
-    def velocity(self, x: Tensor, condition: Condition, time: TimeTables, first_frame: int = 0) -> Tensor:
+    def velocity(
+        self,
+        x: Tensor,
+        condition: Condition,
+        time: TimeTables,
+        first_frame: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Velocity of the frames from `first_frame` on.
 
         Args:
             x: state (B,T,M), zero on the prompt frames.
             time: tables with B rows, or one row for all.
             first_frame: earlier frames feed the attention but get no velocity of their own.
+            dtype: what the factors of the products in transformer and WaveNet are rounded to, without gradients. Sums,
+                norms, attention, time tables and all layers around these two are not.
 
         Returns:
             (B, T-first_frame, M).
@@ -184,13 +193,17 @@ class DiT(nn.Module):
         h = condition.constant + linear(x, w_state)
         # The WaveNet needs that many real frames on the left; its own left mirror then touches none that is wanted.
         start = max(0, first_frame - self.wavenet.reach)
-        h = self.transformer(h, time.norms, condition.rotary, condition.key_mask, start)
+        with products_in(dtype):
+            h = self.transformer(h, time.norms, condition.rotary, condition.key_mask, start)
         lengths = None if condition.lengths is None else condition.lengths - start
-        return self._head(h, x[:, start:], time, lengths)[:, first_frame - start :]
+        return self._head(h, x[:, start:], time, lengths, dtype)[:, first_frame - start :]
 
-    def _head(self, h: Tensor, x: Tensor, time: TimeTables, lengths: Tensor | None) -> Tensor:
+    def _head(self, h: Tensor, x: Tensor, time: TimeTables, lengths: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Transformer output (B,T,H) and state (B,T,M) -> velocity (B,T,M)."""
         r = self.skip_linear(torch.cat((h, x), dim=-1))
-        v = self.wavenet(self.conv1(r), time.wavenet, lengths) + self.res_projection(r)
+        v, residual = self.conv1(r), self.res_projection(r)
+        with products_in(dtype):
+            v = self.wavenet(v, time.wavenet, lengths)
+        v = v + residual
         v = self.final_layer(v, time.final)
         return linear(v, self.conv2.weight[..., 0], self.conv2.bias)

@@ -17,8 +17,8 @@ from indextts2.errors import Cancelled, UsageError
 from indextts2.models.s2mel.dit import DiT
 from indextts2.models.s2mel.solvers import SOLVERS, evaluation_times, time_grid
 
-# Number of velocities asked for before (the step, with a solver that asks once per step), the state (B,M,T) at which one
-# is asked for, velocities (B or 2B, M, frames computed): conditional items first.
+# Number of velocities computed before (with Euler steps that of the step), the state (B,M,T) at which this one is
+# taken, velocities (B or 2B, M, frames computed): conditional items first.
 StepCallback = Callable[[int, Tensor, Tensor], None]
 CancelCheck = Callable[[], bool]
 
@@ -47,6 +47,7 @@ def integration(
     guidance_until: float = 1.0,
     prompt_lengths: Tensor | None = None,
     lengths: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     all_frames: bool = False,
     known: Tensor | None = None,
     on_step: StepCallback | None = None,
@@ -63,6 +64,7 @@ def integration(
         guidance_until: velocities at this time and later are taken without guidance, at half the cost.
         prompt_lengths: (B,) prompt frames of each item; None means P for all.
         lengths: (B,) frames of each item, prompt and target; None means T for all.
+        dtype: of the large products, see `DiT.velocity`.
         all_frames: also compute the velocities of prompt frames, which nothing but a comparison needs.
         known: mel (B,M,K) of the first K frames behind a prompt of P frames, if they are known: they are led along the
             straight path from their noise to this mel, which is the one the network was trained on, so that all
@@ -99,11 +101,11 @@ def integration(
         yield index
         x = lead(x, time=float(times[index]))
         if guided is not None and times[index] < guidance_until:
-            velocity = dit.velocity(torch.cat((x, x)), guided, tables.row(index), first_frame)
+            velocity = dit.velocity(torch.cat((x, x)), guided, tables.row(index), first_frame, dtype)
             with_condition, without = velocity.chunk(2)
             total = (1.0 + cfg_rate) * with_condition - cfg_rate * without
         else:
-            total = velocity = dit.velocity(x, condition, tables.row(index), first_frame)
+            total = velocity = dit.velocity(x, condition, tables.row(index), first_frame, dtype)
         if on_step is not None:
             on_step(index, x.transpose(1, 2), velocity.transpose(1, 2))
         try:
@@ -113,7 +115,7 @@ def integration(
 
 
 def _move(x: Tensor, velocity: Tensor, interval: float, *, is_prompt: Tensor, first_frame: int) -> Tensor:
-    """The state (B,T,M) after `interval` at the velocity (B, T-first_frame, M) of its last frames; prompts stay zero."""
+    """The state (B,T,M) after `interval` at the velocity (B, T-first_frame, M) of its last frames; prompts stay 0."""
     moved = torch.add(x[:, first_frame:], velocity, alpha=interval)
     return torch.cat((x[:, :first_frame], moved), dim=1).masked_fill(is_prompt, 0.0)
 
@@ -141,6 +143,7 @@ def integrate(
     guidance_until: float = 1.0,
     prompt_lengths: Tensor | None = None,
     lengths: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     all_frames: bool = False,
     on_step: StepCallback | None = None,
     cancel: CancelCheck | None = None,
@@ -152,8 +155,8 @@ def integrate(
     """
     running = integration(
         dit, mu, prompt_mel, style, noise, steps=steps, cfg_rate=cfg_rate, solver=solver, sway=sway,
-        guidance_until=guidance_until, prompt_lengths=prompt_lengths, lengths=lengths, all_frames=all_frames,
-        on_step=on_step,
+        guidance_until=guidance_until, prompt_lengths=prompt_lengths, lengths=lengths, dtype=dtype,
+        all_frames=all_frames, on_step=on_step,
     )  # fmt: skip
     while True:
         try:

@@ -90,6 +90,11 @@ SOLVERS: dict[str, tuple[Callable[[Tensor, Tensor, Move], Solution], tuple[float
 }
 
 
+def velocities_per_step(solver: str) -> int:
+    """How often `solver` asks for the velocity in one step."""
+    return len(SOLVERS[solver][1])
+
+
 def evaluation_times(solver: str, grid: Tensor) -> Tensor:
     """The times (E,) at which `solver` wants the velocity, in its order.
 

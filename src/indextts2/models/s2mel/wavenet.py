@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from indextts2.config import WaveNetConfig
 from indextts2.errors import ConfigError
-from indextts2.models.dense import linear, uses_onednn
+from indextts2.models.dense import Kept, linear, reduced_dtype, reduced_linear, uses_onednn
 
 MOST_COPIED_FRAMES = 512
 
@@ -31,7 +31,7 @@ class NestedConv(nn.Module):
         self.conv = nn.Module()
         self.conv.conv = nn.Conv1d(in_channels, out_channels, kernel)
         self.kernel = kernel
-        self._kept: tuple[tuple[int, torch.dtype, int], Tensor] | None = None
+        self._kept: Kept[Tensor] = Kept()
 
     @property
     def weight(self) -> Tensor:
@@ -43,29 +43,29 @@ class NestedConv(nn.Module):
 
     def pointwise(self, x: Tensor) -> Tensor:
         """Apply a convolution of kernel 1 to (..., in) as a linear map -> (..., out)."""
-        return linear(x, self.weight[..., 0], self.bias)
+        dtype = reduced_dtype(x)
+        if dtype is None or self.weight.requires_grad:
+            return linear(x, self.weight[..., 0], self.bias)
+        return reduced_linear(x, self._kept.get(self.weight, dtype, lambda weight: weight[..., 0].to(dtype)), self.bias)
 
     def convolve(self, y: Tensor, dilation: int) -> Tensor:
-        """Convolve (B,T,in) over frames without padding or bias -> (B,T',out)."""
-        taps = self._taps(y)
-        return (
-            conv_frames(y, self.weight, dilation) if taps is None else linear(windows(y, self.kernel, dilation), taps)
-        )
+        """Convolve (B,T,in) over frames without padding or bias -> (B,T',out).
 
-    def _taps(self, y: Tensor) -> Tensor | None:
-        """The weight as (out, kernel * in) for products with `windows`, kept while it does not change.
-
-        None where the convolution of torch is used. It brings the weight into an order of its own in every call, which
-        takes as long as the convolution of a short utterance; that of a long one saves the copies of the frames.
+        The convolution of torch brings the weight into an order of its own in every call, which takes as long as the
+        convolution of a short utterance; that of a long one saves the copies of the frames.
         """
-        weight = self.weight
-        frozen = not (torch.is_grad_enabled() or weight.requires_grad)
-        if not (frozen and y.shape[0] * y.shape[1] <= MOST_COPIED_FRAMES and y.is_cpu and uses_onednn()):
-            return None
-        state = (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, weight.transpose(1, 2).flatten(1).contiguous())
-        return self._kept[1]
+        frozen = not (torch.is_grad_enabled() or self.weight.requires_grad)
+        if frozen and (dtype := reduced_dtype(y)) is not None:
+            return reduced_linear(windows(y.to(dtype), self.kernel, dilation), self._taps(dtype), None).to(y.dtype)
+        if frozen and y.shape[0] * y.shape[1] <= MOST_COPIED_FRAMES and y.is_cpu and uses_onednn():
+            return linear(windows(y, self.kernel, dilation), self._taps(y.dtype))
+        return conv_frames(y, self.weight, dilation)
+
+    def _taps(self, dtype: torch.dtype) -> Tensor:
+        """The weight as (out, kernel * in), for products with `windows`."""
+        return self._kept.get(
+            self.weight, dtype, lambda weight: weight.transpose(1, 2).flatten(1).contiguous().to(dtype)
+        )
 
 
 def reflect_pad(y: Tensor, pad: int, lengths: Tensor | None) -> Tensor:
