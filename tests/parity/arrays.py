@@ -349,7 +349,7 @@ def _flow(tts: IndexTTS2, reference: Reference, arrays: Arrays, condition: Tenso
     for step in flow["recorded_steps"]:
         found |= {f"cfm_x_step{step}": states[step], f"cfm_v_step{step}": velocities[step]}
     # The pipeline computes only the frames that count; the result must be that of all frames.
-    config = InferenceConfig(steps=flow["steps"], cfg_rate=flow["cfg_rate"])
+    config = InferenceConfig(steps=flow["steps"], cfg_rate=flow["cfg_rate"]).resolved(models.config)
     mel = stages.condition_to_mel(
         models, arrays["prompt_condition"], prompt_mel, arrays["style"], condition, noise, config, Run()
     )

@@ -247,6 +247,8 @@ def test_45_46_odd_texts_reach_the_model(client: Any, script: Script, text: str)
         {"max_new_tokens": 0},
         {"max_new_tokens": 4097},
         {"latency": "fast"},
+        {"preset": "turbo"},
+        {"preset": 1},
         {"voice": 7},
         {"voice": {"id": ""}},
         {"voice": "nobody"},

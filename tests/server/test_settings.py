@@ -39,6 +39,7 @@ def test_wyoming_knows_no_keys() -> None:
     "change",
     [
         {"max_running": 0},
+        {"preset": "turbo"},
         {"max_waiting": -1},
         {"lanes": 0},
         {"queue_seconds": 0.0},
@@ -80,12 +81,13 @@ def test_options_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (plain.host, plain.port, plain.max_running, plain.idle_unload_seconds) == ("127.0.0.1", 8000, 4, None)
     assert plain.lanes is None
     full = options("--voices-dir", str(tmp_path), "--voice-alias", "alloy=alice", "--idle-unload", "60", "--no-page",
-                   "--wyoming-port", "10200", "--max-waiting", "3", "--lanes", "2",
+                   "--wyoming-port", "10200", "--max-waiting", "3", "--lanes", "2", "--preset", "fast",
                    "--allowed-origin", "https://a.org")  # fmt: skip
     assert full.voices_directory == tmp_path
     assert full.voice_aliases == {"alloy": "alice"}
     assert (full.idle_unload_seconds, full.serve_page, full.wyoming_port, full.max_waiting) == (60.0, False, 10200, 3)
     assert full.lanes == 2
+    assert (plain.preset, full.preset) == ("exact", "fast")
     with pytest.raises(UsageError, match="alias"):
         options("--voice-alias", "alloy")
     with pytest.raises(UsageError, match="can be reached by others"):

@@ -75,8 +75,8 @@ def test_request_id_is_taken_over_if_it_is_plain(client: Any) -> None:
 
 def test_fields_reach_the_engine(client: Any, script: Script) -> None:
     reference = data_url(wav_bytes(3.0))
-    say(client, seed=5, max_new_tokens=77, speed=1.25, latency="low-latency", emo_vector=[0, 0, 1.2, 0, 0, 0, 0, 0],
-        emo_alpha=0.5, use_random=True)  # fmt: skip
+    say(client, seed=5, max_new_tokens=77, speed=1.25, latency="low-latency", preset="fast",
+        emo_vector=[0, 0, 1.2, 0, 0, 0, 0, 0], emo_alpha=0.5, use_random=True)  # fmt: skip
     say(client, voice=None, ref_audio=reference, emotion_audio=reference, emotion_alpha=0.7)
     say(client, emotion="happy:0.5", voice={"id": "ALICE"}, max_new_tokens=4000)
     first, second, third = script.requests
@@ -85,6 +85,7 @@ def test_fields_reach_the_engine(client: Any, script: Script) -> None:
     assert first.config.generation.max_mel_tokens == 77
     assert first.config.duration_factor == pytest.approx(0.8)
     assert first.mode == "low-latency"
+    assert (first.config.preset, second.config.preset) == ("fast", "exact")
     assert first.emotion == EmotionVector((0, 0, 1.2, 0, 0, 0, 0, 0), 0.5, True)
     assert isinstance(first.speaker, Voice)
     assert isinstance(second.emotion, EmotionAudio)

@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s: this machine only]")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on [%(default)s]")
     options.add_model_options(parser)
+    options.add_preset_option(parser)
     group = parser.add_argument_group("access")
     group.add_argument(
         "--api-key", action="append", metavar="KEY",
@@ -111,6 +112,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         voices_directory=args.voices_dir or default_voices_directory(),
         voice_aliases=dict(_alias(text) for text in args.voice_alias),
         max_voices=args.max_voices,
+        preset=args.preset or "exact",
         max_running=args.max_running,
         max_waiting=args.max_waiting,
         lanes=args.lanes,

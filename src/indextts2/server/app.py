@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from indextts2 import __version__
+from indextts2.config import InferenceConfig
 from indextts2.errors import IndexTTS2Error
 from indextts2.server.admission import Admission
 from indextts2.server.context import RequestContext
@@ -63,8 +64,9 @@ class ServerState:
         self.wyoming: WyomingServer | None = None
         if settings.wyoming_port is not None:
             self.wyoming = WyomingServer(
-                self.host, self.library, settings.wyoming_address, settings.wyoming_port, admit=self.admission.visit
-            )
+                self.host, self.library, settings.wyoming_address, settings.wyoming_port,
+                config=InferenceConfig(preset=settings.preset), admit=self.admission.visit,
+            )  # fmt: skip
         self.failure: BaseException | None = None
 
     @property

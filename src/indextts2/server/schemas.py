@@ -53,6 +53,9 @@ class SpeechOptions(BaseModel):
         "exact",
         description="exact: a piece of audio per sentence, the same sound as a whole file; low-latency: smaller pieces",
     )
+    preset: Literal["exact", "balanced", "fast"] | None = Field(
+        None, description="what may be left out for speed; that of the server otherwise"
+    )
     seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = Field(
         None, description="the same seed gives the same speech; drawn and told in X-Seed otherwise"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indextts2.errors import UsageError
+from indextts2.presets import PRESETS
 
 API_KEY_VARIABLE = "INDEXTTS2_API_KEY"
 MIB = 2**20
@@ -38,6 +39,7 @@ class ServerSettings:
         allowed_hosts: further values of the Host header that are served on a loopback address without a key.
         model_name: the name of the model in requests; `model_aliases` are accepted for it.
         voice_aliases: further names of voices, for clients that cannot choose other ones.
+        preset: of requests that name none.
         max_running: requests that are spoken at the same time; `max_waiting` more may wait, the next gets 429.
         lanes: pieces of work that the engine computes at a time, see `SpeechEngine`.
         queue_seconds: a request that has waited so long for its turn gets 503.
@@ -56,6 +58,7 @@ class ServerSettings:
     voices_directory: Path = field(default_factory=default_voices_directory)
     voice_aliases: Mapping[str, str] = field(default_factory=dict)
     max_voices: int = 100
+    preset: str = "exact"
     max_running: int = 4
     max_waiting: int = 16
     lanes: int | None = None
@@ -77,6 +80,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        self._check_preset()
         self._check_keys()
         for origin in self.allowed_origins:
             if not re.fullmatch(r"https?://[^/\s*]+", origin):
@@ -123,6 +127,10 @@ class ServerSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1 << 16:
                 raise UsageError(f"{name} must lie in 0..65535, not {value}")
+
+    def _check_preset(self) -> None:
+        if self.preset not in PRESETS:
+            raise UsageError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
 
     def _check_keys(self) -> None:
         for key in self.api_keys:

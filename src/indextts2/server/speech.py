@@ -108,7 +108,7 @@ class SpeechService:
                     speech.text,
                     await self._voice(speaker, options.voice_name),
                     _emotion(options, emotion_audio, facts),
-                    _config(options, speech.seed, facts),
+                    _config(options, speech.seed, facts, self.settings.preset),
                     options.latency,
                 )
                 async with aclosing(self._chunks(request, speech, options.speed)) as chunks:
@@ -227,13 +227,18 @@ def _emotion(options: SpeechOptions, audio: Waveform | None, facts: ModelFacts) 
         raise ApiError(400, str(error), param="emotion_text", code="invalid_value") from None
 
 
-def _config(options: SpeechOptions, seed: int, facts: ModelFacts) -> InferenceConfig:
+def _config(options: SpeechOptions, seed: int, facts: ModelFacts, preset: str) -> InferenceConfig:
     """Options of the library; the number of codes is bounded by what the model can hold."""
     codes = facts.generation.max_mel_tokens if options.max_new_tokens is None else options.max_new_tokens
     codes = min(codes, facts.max_codes)
     least = min(facts.generation.min_new_tokens, codes)
     generation = replace(facts.generation, max_mel_tokens=codes, min_new_tokens=least)
-    return InferenceConfig(generation=generation, duration_factor=split_speed(options.speed)[0], seed=seed)
+    return InferenceConfig(
+        generation=generation,
+        duration_factor=split_speed(options.speed)[0],
+        seed=seed,
+        preset=options.preset or preset,
+    )
 
 
 def _next(engine: Engine, job: Job, tempo: Tempo) -> AudioChunk | None:
