@@ -154,6 +154,16 @@ def test_rounded_factors() -> None:
         assert torch.equal(dense.linear(x, layer.weight), F.linear(x, layer.weight))
 
 
+def test_several_kinds_are_kept_until_the_weight_changes() -> None:
+    kept: dense.Kept[int] = dense.Kept()
+    weight, made = torch.randn(3), iter(range(10))
+    first = [kept.get(weight, kind, lambda _: next(made)) for kind in ("a", "b", "a", "b")]
+    weight.add_(1)
+    second = [kept.get(weight, kind, lambda _: next(made)) for kind in ("a", "b", "a")]
+    other = kept.get(weight.clone(), "a", lambda _: next(made))
+    assert (first, second, other) == ([0, 1, 0, 1], [2, 3, 2], 4)
+
+
 def test_rounding_is_of_one_thread_and_ends_with_an_error() -> None:
     x, seen = torch.randn(2, 3), []
     with torch.inference_mode():

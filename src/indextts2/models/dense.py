@@ -46,15 +46,18 @@ class Kept(Generic[T]):
     """What is made from a frozen weight, kept as long as the weight stays the same. Copies of it start empty."""
 
     def __init__(self) -> None:
-        self._held: tuple[tuple[object, ...], weakref.ref[Tensor], T] | None = None
+        self._held: tuple[tuple[int, int], weakref.ref[Tensor], dict[object, T]] | None = None
 
     def get(self, weight: Tensor, kind: object, make: Callable[[Tensor], T]) -> T:
-        """`make(weight)`, where `kind` says what is made."""
+        """`make(weight)`, where `kind` says what is made; several kinds are kept beside each other."""
         held = self._held  # read once: other threads may replace it
-        state = (kind, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if held is None or held[0] != state or held[1]() is not weight:
-            held = self._held = (state, weakref.ref(weight), make(weight))
-        return held[2]
+            held = self._held = (state, weakref.ref(weight), {})
+        made = held[2]
+        if kind not in made:
+            made[kind] = make(weight)
+        return made[kind]
 
     def __reduce__(self) -> tuple[type[Kept[T]], tuple[()]]:
         return Kept, ()
