@@ -176,6 +176,8 @@ class S2MelConfig:
     steps: int = 25
     cfg_rate: float = 0.7
     flow_temperature: float = 1.0
+    # So much of the end of the reference is shown to the flow, in seconds; 0 is all of it.
+    prompt_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -520,6 +522,7 @@ class InferenceConfig:
             "steps": preset.steps(model.s2mel.steps),
             "cfg_rate": model.s2mel.cfg_rate,
             "flow_temperature": model.s2mel.flow_temperature,
+            "prompt_seconds": min(filter(None, (preset.prompt_seconds, model.s2mel.prompt_seconds)), default=0.0),
             "seed": secrets.randbits(32),
         }
         values = {name: defaults.get(name) if value is None else value for name, value in given.items()}
