@@ -70,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("the server", "server") from error
+    from indextts2.server.caches import bound_caches
+
+    bound_caches()  # before torch is loaded
     from indextts2.server.app import create_app
     from indextts2.server.context import configure_logging
     from indextts2.server.run import serve

@@ -14,8 +14,8 @@ def release_workers() -> None:
 
     Every thread that computes has workers of its own, which stay when it does other things. GNU's runtime lets workers
     spin for a moment before they sleep, but only while all that were ever started and still live are no more than the
-    cores. Otherwise they are put to sleep and woken at every operation, which makes a flow on two cores a third slower.
-    So whoever leaves the computing to another thread lets go of its workers first.
+    cores. Otherwise they are put to sleep and woken at every operation, which small operations feel. So whoever leaves
+    the computing to another thread lets go of its workers first.
     """
     if sys.platform != "linux":
         return
