@@ -53,6 +53,20 @@ def test_json_is_for_machines(infer: list[str], tmp_path: Path, capsys: pytest.C
     assert summary["segments"][0]["text"] == "HELLO WORLD."
 
 
+def test_presets_and_their_options(infer: list[str], tmp_path: Path) -> None:
+    def samples(*words: str) -> np.ndarray:
+        out = tmp_path / "speech.wav"
+        assert main([*infer, "-t", "Hello world.", "-o", str(out), *words]) == 0
+        return soundfile.read(out, dtype="int16")[0]
+
+    plain = samples()
+    assert np.array_equal(samples("--preset", "exact"), plain)
+    every = ["--solver", "heun", "--sway", "-0.5", "--guidance-until", "0.5", "--prompt-seconds", "1"]
+    for words in (["--preset", "fast"], [*every, "--flow-dtype", "bfloat16", "--gpt-weights", "full"]):
+        changed = samples(*words)
+        assert not np.array_equal(changed[: len(plain)], plain[: len(changed)])
+
+
 def test_text_from_a_file_and_streaming_into_a_growing_file(infer: list[str], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("This is one sentence. This is another one.", encoding="utf-8")
@@ -202,6 +216,9 @@ def test_an_unknown_device_is_refused(infer: list[str], capsys: pytest.CaptureFi
         (["-t", "Hi there", "-s", "absent.wav"], 4, "absent.wav"),
         (["-t", "Hi there", "--steps", "0"], 5, "steps must lie"),
         (["-t", "Hi there", "--top-p", "1.5"], 5, "top_p"),
+        (["-t", "Hi there", "--sway", "-2"], 5, "sway must lie"),
+        (["-t", "Hi there", "--guidance-until", "1.5"], 5, "guidance_until must lie"),
+        (["-t", "Hi there", "--prompt-seconds", "0.1"], 5, "prompt_seconds must be"),
         (["-t", "Hi there", "--model", "absent"], 6, "no model 'absent'"),
         (["-t", "Hi there", "--emotion", "joyful:1"], 2, "joyful"),
         (["-t", "Hi there", "--emotion-vector", "1,2"], 2, "8"),

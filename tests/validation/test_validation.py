@@ -51,6 +51,18 @@ def test_a_dump_holds_the_promised_files(golden_set: Path) -> None:
     assert len(manifest["model"]["files"]) >= 8
 
 
+def test_a_run_with_a_preset_agrees_with_itself(
+    model: list[str], reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shortcuts = ["--preset", "fast", "--solver", "midpoint", "--prompt-seconds", "1"]
+    speaker = str(reference / "inputs" / "spk.wav")
+    command = ["dump", "-t", "Hello world.", "-s", speaker, "-o", str(tmp_path / "golden"), *SHORT, *shortcuts]
+    assert main([*command, *model]) == 0
+    capsys.readouterr()
+    assert main(["validate", "--golden-dir", str(tmp_path / "golden"), "--json", *model]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+
+
 def test_every_component_agrees_with_itself(
     golden_set: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
