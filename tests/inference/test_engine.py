@@ -65,14 +65,15 @@ def engine(tiny_tts: IndexTTS2, request: pytest.FixtureRequest) -> Iterator[Spee
 
 
 class Batches:
-    """Records how many requests each step of the decoder fed."""
+    """Records how many requests each step of the decoder fed, and makes each last `seconds` longer."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> None:
         self.sizes: list[int] = []
         feed = engine_module.feed
 
         def counted(model: Any, feeds: Any) -> Any:
             self.sizes.append(len(feeds))
+            time.sleep(seconds)
             return feed(model, feeds)
 
         monkeypatch.setattr(engine_module, "feed", counted)
@@ -113,7 +114,7 @@ def test_a_job_joins_while_another_is_being_decoded(
     tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "PATIENCE_SECONDS", 0.0)
-    batches = Batches(monkeypatch)
+    batches = Batches(monkeypatch, seconds=0.005)
     long = engine.submit(request(tiny_voice, TEXTS[2], max_mel_tokens=700, min_new_tokens=700))
     wait_until(lambda: len(batches.sizes) > 20)
     short = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=10, min_new_tokens=10))
@@ -128,9 +129,9 @@ def test_a_job_joins_while_another_is_being_decoded(
 def test_flow_and_decoding_take_turns(
     tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one request is in a flow of hundreds of steps, another one is decoded and begins its own."""
+    """While one request is in a flow of a thousand steps, another one is decoded and begins its own."""
     monkeypatch.setattr(engine_module, "PATIENCE_SECONDS", 0.0)
-    flowing = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=5, steps=300))
+    flowing = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=5, steps=1000))
     wait_until(lambda: "gpt_latents" in flowing.timings)
     quick = engine.submit(request(tiny_voice, TEXTS[0], max_mel_tokens=20, steps=2))
     assert quick.wait(60)
@@ -183,7 +184,7 @@ def test_jobs_are_begun_in_order_and_not_too_many(tiny_tts: IndexTTS2, tiny_voic
     with SpeechEngine(tiny_tts, max_running=2) as engine:
         jobs = [engine.submit(request(tiny_voice, TEXTS[2], seed=n, max_mel_tokens=60)) for n in range(6)]
         most = 0
-        while not jobs[-1].done:
+        while not all(job.done for job in jobs):
             most = max(most, engine.running)
             time.sleep(0.001)
         assert most == 2
