@@ -195,6 +195,8 @@ class BigVGANConfig:
     snake_logscale: bool = True
     use_bias_at_final: bool = True
     use_tanh_at_final: bool = True
+    # Width of the pitch estimator of the harmonic source; 0: there is no source, as in the official vocoder.
+    pitch_channels: int = 0
 
     def __post_init__(self) -> None:
         if math.prod(self.upsample_rates) != self.hop_size:

@@ -14,6 +14,7 @@ from indextts2.config import (
     CampPlusConfig,
     DiTConfig,
     LengthRegulatorConfig,
+    MelConfig,
     ModelConfig,
     S2MelConfig,
     WaveNetConfig,
@@ -25,7 +26,9 @@ from indextts2.models.vocoder.bigvgan import BigVGAN
 from indextts2.training.augment import add_noise, change_colour, change_level, shift_speaker
 from indextts2.training.command import stage_changes
 from indextts2.training.data import Corpus
-from indextts2.training.losses import MultiResolutionSTFTLoss, MultiScaleMelLoss
+from indextts2.training.losses import MultiResolutionSTFTLoss, MultiScaleMelLoss, hum_loss
+from indextts2.training.pitch import PitchStage, PitchStageConfig, read_targets, track_pitch
+from indextts2.training.pitch import make as make_pitch
 from indextts2.training.runner import Stage, load_trained, run_stage
 from indextts2.training.s2mel import S2MelStage, S2MelStageConfig, join_frames, write_styles
 from indextts2.training.speaker import (
@@ -51,16 +54,20 @@ S2MEL = S2MelConfig(
     wavenet=WaveNetConfig(hidden_dim=16, num_layers=2),
     latent_projection=(4,), steps=2,
 )  # fmt: skip
-LEARNING_RATES = {"vocoder": 3e-3, "speaker": 1e-2, "s2mel": 1e-2}
-STAGES = ("vocoder", "adversarial", "speaker", "s2mel")
+SOURCE_VOCODER = dataclasses.replace(VOCODER, pitch_channels=4)
+LEARNING_RATES = {"vocoder": 3e-3, "source": 3e-3, "pitch": 1e-2, "speaker": 1e-2, "s2mel": 1e-2}
+STAGES = ("vocoder", "source", "pitch", "adversarial", "speaker", "s2mel")
 
 
 def make_stage(name: str, corpus: Corpus, config: ModelConfig) -> Stage:
     torch.manual_seed(2)
-    if name in ("vocoder", "adversarial"):
+    if name in ("vocoder", "adversarial", "source"):
         start = 3 if name == "adversarial" else 0
         options = VocoderStageConfig(crop_frames=16, batch_size=2, adversarial_after_steps=start, evaluation_clips=1)
-        return VocoderStage(corpus, VOCODER, options)
+        return VocoderStage(corpus, SOURCE_VOCODER if name == "source" else VOCODER, options)
+    if name == "pitch":
+        write_contours(corpus)
+        return PitchStage(corpus, SOURCE_VOCODER, PitchStageConfig(crop_frames=30, batch_size=4))
     if name == "speaker":
         make_speakers_differ(corpus)
         return SpeakerStage(corpus, CAMPPLUS, SpeakerStageConfig(crop_samples=8000))
@@ -72,6 +79,16 @@ def make_stage(name: str, corpus: Corpus, config: ModelConfig) -> Stage:
     options = S2MelStageConfig(frames_per_batch=600, prompt_frames=(20, 50), long_prompt_frames=150, evaluation_clips=1)
     model_config = dataclasses.replace(config, s2mel=S2MEL, campplus=CAMPPLUS)
     return S2MelStage(corpus, model_config, SemanticCodec(config.semantic_codec), options)
+
+
+def write_contours(corpus: Corpus) -> None:
+    """Pitch of two speakers: 100 and 200 Hz, with every fourth frame unvoiced."""
+    contours = []
+    for clip in corpus.clips:
+        hz = np.full(clip.length("mel"), 100.0 if clip.speaker == "first" else 200.0, np.float32)
+        hz[::4] = 0
+        contours.append(hz)
+    np.savez(corpus.folder / "pitch.npz", clips=np.arange(len(corpus)), f0=np.concatenate(contours))
 
 
 def make_speakers_differ(corpus: Corpus) -> None:
@@ -128,6 +145,70 @@ def test_adversary_joins_after_its_step(corpus: Corpus, tiny_config: ModelConfig
     losses["loss"].backward()
     # The generator's loss must not leave gradients in the discriminators.
     assert all(p.grad is None or not p.grad.isnan().any() for p in stage.model.parameters())
+
+
+def test_the_source_follows_the_pitch_of_its_crop(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    stage = make_stage("source", corpus, tiny_config)
+    assert isinstance(stage, VocoderStage)
+    rng = np.random.default_rng(0)
+    mel, wave, excitation = stage.next_batch(rng)
+    assert excitation.shape == (2, 3, wave.shape[-1])
+    assert mel.shape[-1] * VOCODER.hop_size == wave.shape[-1]
+    # The noise is new each time, the harmonics are those of the clip.
+    clip = stage.clips[0]
+    first, second = stage._excitation(clip, 5, rng), stage._excitation(clip, 5, rng)
+    assert torch.equal(first[:, :2], second[:, :2])
+    assert not torch.equal(first[:, 2], second[:, 2])
+    whole = stage.model.source(torch.from_numpy(corpus.get("mel", clip).T.astype(np.float32))[None], 5, 21)
+    torch.testing.assert_close(first[:, :2], whole[:, :2])
+    # The estimator has a stage of its own and stays as it is.
+    assert not any(p.requires_grad for p in stage.model.source.parameters())
+    trained = [p for group in stage.parameter_groups() for p in group["params"]]
+    assert all(p.requires_grad for p in trained)
+    assert len(trained) == len(stage.parameters())
+
+
+def test_targets_carry_the_pitch_over_gaps(corpus: Corpus) -> None:
+    write_contours(corpus)
+    contour = read_targets(corpus)[0]
+    assert contour.hz.min() == pytest.approx(100)
+    assert contour.hz.max() == pytest.approx(100)
+    assert not contour.voiced[::4].any()
+    assert contour.voiced[1::4].all()
+    np.savez(corpus.folder / "pitch.npz", clips=np.arange(2), f0=np.ones(3, np.float32))
+    with pytest.raises(ConfigError, match="another corpus"):
+        read_targets(corpus)
+
+
+def test_the_tracker_finds_the_pitch_of_a_frame() -> None:
+    """A tone that jumps by a fifth in the middle, between silences."""
+    pytest.importorskip("librosa")
+    hop = MelConfig().hop_length
+    time = np.arange(40 * hop) / MelConfig().sample_rate
+    hz = np.where(time < time[20 * hop], 150.0, 225.0)
+    phase = 2 * np.pi * np.cumsum(hz) / MelConfig().sample_rate
+    tone = sum(np.sin(k * phase) / k for k in range(1, 8))
+    silence = np.zeros(10 * hop)
+    found = track_pitch(np.concatenate((silence, tone, silence)).astype(np.float32), 60, MelConfig())
+    assert found.shape == (60,)
+    assert not found[:7].any()
+    assert found[14:28] == pytest.approx(np.full(14, 150.0), rel=0.02)
+    assert found[33:46] == pytest.approx(np.full(13, 225.0), rel=0.02)
+
+
+def test_hum_is_what_repeats_with_the_frames() -> None:
+    torch.manual_seed(0)
+    noise = torch.randn(4, 64 * 256)
+    clicks = torch.zeros(4, 64 * 256)
+    clicks[:, 100::256] = 1.0
+    flipped = clicks * torch.randn(4, 64 * 256).sign()
+    pulses = torch.zeros(4, 64 * 256)
+    pulses[:, ::7] = 1.0
+    assert hum_loss(noise, 256) < 0.05
+    assert hum_loss(pulses, 256) < 0.2
+    # Clicks of either sign do not repeat as a wave, but their energy does.
+    assert hum_loss(clicks, 256) > hum_loss(flipped, 256) > 10
+    assert hum_loss(torch.zeros(1, 512), 256).isfinite()
 
 
 def test_latents_add_nothing_before_training(corpus: Corpus, tiny_config: ModelConfig) -> None:
@@ -208,7 +289,13 @@ def test_noise_has_the_ratio_that_was_asked_for() -> None:
 
 def test_fields_of_a_stage_are_set_by_name(work: Path) -> None:
     assert stage_changes(["batch_size=3", "mel_kind=other"]) == {"batch_size": 3, "mel_kind": "other"}
+    with pytest.raises(ConfigError, match="train that stage first"):
+        make_vocoder(work)
+    write_contours(Corpus(work / "data"))
+    pitch, run = make_pitch(work, {"batch_size": 2, "crop_frames": 30})
+    run_stage(pitch, dataclasses.replace(run, steps=1))
     stage, _ = make_vocoder(work, {"batch_size": 3, "crop_frames": 8})
+    assert torch.equal(stage.model.source.estimator.head.bias, load_trained(work / "pitch")["head.bias"])
     assert stage.next_batch(np.random.default_rng(0))[0].shape == (3, 80, 8)
     with pytest.raises(ConfigError, match=r"unknown key stage\.batches"):
         make_vocoder(work, {"batches": 3})

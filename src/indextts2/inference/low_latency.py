@@ -170,8 +170,7 @@ class VocoderStream:
         self._hop = bigvgan.config.hop_size
         ramp = torch.linspace(0, torch.pi / 2, fade_samples + 2, dtype=torch.float64)[1:-1]
         self._rise = torch.sin(ramp).square().float().numpy()
-        self._mel: torch.Tensor | None = None  # (1, n_mels, n), from frame `_first` on
-        self._first = 0
+        self._mel: torch.Tensor | None = None  # (1, n_mels, n)
         self._given = 0
         self._tail = np.zeros(0, np.float32)
 
@@ -180,24 +179,18 @@ class VocoderStream:
 
         Samples of the last few milliseconds are held back while something follows.
         """
-        known = mel if self._mel is None else torch.cat((self._mel, mel), dim=2)
-        whole = known if ahead is None else torch.cat((known, ahead), dim=2)
-        offset = self._first * self._hop
-        end = offset + known.shape[2] * self._hop
-        wave = self._bigvgan(whole)[0, 0, self._given - offset : end - offset].float().cpu().numpy()
+        # All of it is kept, a few hundred bytes per frame: the phase of a source counts from the start.
+        self._mel = mel if self._mel is None else torch.cat((self._mel, mel), dim=2)
+        whole = self._mel if ahead is None else torch.cat((self._mel, ahead), dim=2)
+        frames, first = self._mel.shape[2], self._given // self._hop
+        samples = self._bigvgan.window(whole, first, frames)[0, 0, self._given - first * self._hop :]
+        wave = samples.float().cpu().numpy()
         fade = len(self._tail)
         wave[:fade] = self._tail * (1 - self._rise[:fade]) + wave[:fade] * self._rise[:fade]
         held = 0 if ahead is None else len(self._rise)
         self._tail = wave[len(wave) - held :].copy()
-        self._given = end - held
-        self._keep(known)
+        self._given = frames * self._hop - held
         return wave[: len(wave) - held].copy()
-
-    def _keep(self, known: torch.Tensor) -> None:
-        """Forget the frames that no later sample depends on."""
-        first = max(self._given // self._hop - self._bigvgan.halo_frames, 0)
-        self._mel = known[:, :, first - self._first :]
-        self._first = first
 
 
 class MelStream:

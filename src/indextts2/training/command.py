@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from indextts2.training.evaluate import EvaluationConfig
     from indextts2.training.runner import RunConfig
 
-STAGES = ("semantic", "codec", "speaker", "vocoder", "s2mel", "gpt")
+STAGES = ("semantic", "codec", "speaker", "pitch", "vocoder", "s2mel", "gpt")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

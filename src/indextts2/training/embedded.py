@@ -74,7 +74,7 @@ def embedded_model_config() -> ModelConfig:
             block_layers=(4, 8, 6),
         ),
         bigvgan=BigVGANConfig(
-            upsample_initial_channel=192, use_bias_at_final=False, use_tanh_at_final=False,
+            upsample_initial_channel=192, use_bias_at_final=False, use_tanh_at_final=False, pitch_channels=64,
         ),
         emo_num=(1,) * 8,
         semantic_output_layer=FEATURE_LAYER,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from indextts2.audio.features import LogMel
 from indextts2.config import BigVGANConfig, MelConfig, build
 from indextts2.errors import ConfigError
-from indextts2.models.vocoder.bigvgan import AMPBlock, BigVGAN
+from indextts2.models.vocoder.bigvgan import AMPBlock, BigVGAN, SourceFilter
+from indextts2.models.vocoder.source import Pitch
 from indextts2.training.data import Corpus
 from indextts2.training.discriminators import Discriminators
 from indextts2.training.embedded import embedded_model_config
@@ -29,8 +30,9 @@ from indextts2.training.losses import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    hum_loss,
 )
-from indextts2.training.runner import RunConfig, Stage
+from indextts2.training.runner import RunConfig, Stage, load_trained
 
 # Typical size of the weights whose learning rate is that of the run.
 REFERENCE_WEIGHT = 0.08
@@ -44,6 +46,7 @@ class VocoderStageConfig:
     batch_size: int = 4
     mel_weight: float = 15.0
     stft_weight: float = 1.0
+    hum_weight: float = 2.0
     feature_weight: float = 2.0
     # 0: never.
     adversarial_after_steps: int = 0
@@ -64,6 +67,9 @@ class VocoderStage(Stage):
         self.device = torch.device("cpu")
         self.model: BigVGAN = BigVGAN(network)
         _initialise(self.model)
+        if network.pitch_channels:
+            self.model.source.requires_grad_(False)
+        self.pitches: dict[int, Pitch] = {}
         rate = network.sampling_rate
         self.mel_loss, self.stft_loss = MultiScaleMelLoss(rate), MultiResolutionSTFTLoss()
         self.discriminators = Discriminators() if config.adversarial_after_steps else None
@@ -72,24 +78,43 @@ class VocoderStage(Stage):
                 self.discriminators.parameters(), lr=config.discriminator_learning_rate, betas=(0.8, 0.99)
             )
 
-    def next_batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Mels (B, M, F) and waveforms (B, N) of random crops."""
+    def next_batch(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """Mels (B, M, F), waveforms (B, N) and, for a model with a source, excitations (B, 3, N) of random crops."""
         hop, frames = self.network.hop_size, self.config.crop_frames
-        mels, waves = [], []
+        mels, waves, excitations = [], [], []
         for clip in rng.choice(self.clips, self.config.batch_size):
             mel = self.corpus.get(self.config.mel_kind, clip, like="mel")
             start = int(rng.integers(0, len(mel) - frames + 1))
             mels.append(mel[start : start + frames].T.astype(np.float32))
             waves.append(self.corpus.audio(clip)[start * hop : (start + frames) * hop])
-        return torch.from_numpy(np.stack(mels)), torch.from_numpy(np.stack(waves))
+            if self.network.pitch_channels:
+                excitations.append(self._excitation(int(clip), start, rng))
+        batch = torch.from_numpy(np.stack(mels)), torch.from_numpy(np.stack(waves))
+        return (*batch, torch.cat(excitations)) if excitations else batch
 
-    def losses(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _excitation(self, clip: int, start: int, rng: np.random.Generator) -> Tensor:
+        """Excitation (1, 3, N) of a crop, with noise that the generator cannot know by heart."""
+        frames = self.config.crop_frames
+        if clip not in self.pitches:
+            mel = torch.from_numpy(self.corpus.get(self.config.mel_kind, clip, like="mel").T.astype(np.float32))
+            self.pitches[clip] = self.model.source.estimator(mel[None].to(self.device))
+        excitation = self.model.source.excitation(self.pitches[clip], start, start + frames)
+        noise = rng.standard_normal(excitation.shape[-1], dtype=np.float32)
+        excitation[:, -1] = torch.from_numpy(noise)
+        return excitation
+
+    def losses(self, batch: tuple[Tensor, ...], step: int) -> dict[str, Tensor]:
         self._to_device()
-        mel, wave = (x.to(self.device) for x in batch)
-        fake = self.model(mel)[:, 0]
+        mel, wave, *excitation = (x.to(self.device) for x in batch)
+        fake = self.model.generate(mel, *excitation)[:, 0]
         with torch.autocast(self.device.type, enabled=False):
             losses = {"mel": self.mel_loss(fake.float(), wave), "stft": self.stft_loss(fake.float(), wave)}
-        total = self.config.mel_weight * losses["mel"] + self.config.stft_weight * losses["stft"]
+            losses["hum"] = hum_loss(fake.float(), self.network.hop_size)
+        config = self.config
+        total = (
+            config.mel_weight * losses["mel"] + config.stft_weight * losses["stft"] + config.hum_weight * losses["hum"]
+        )
         if self.discriminators is not None and step >= self.config.adversarial_after_steps:
             losses |= self._adversarial(self.discriminators, wave, fake)
             total = total + losses["generator"] + self.config.feature_weight * losses["features"]
@@ -126,6 +151,8 @@ class VocoderStage(Stage):
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
                 scale = round(_fan_in(module) ** -0.5 / REFERENCE_WEIGHT, 3)
             for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
                 groups.setdefault(scale, []).append(parameter)
         return [{"params": parameters, "scale": scale} for scale, parameters in sorted(groups.items())]
 
@@ -185,6 +212,8 @@ def _initialise(model: BigVGAN) -> None:
             if isinstance(block, AMPBlock):
                 for convolution in block.convs2.parameters():
                     convolution.mul_(0.2)
+            elif isinstance(block, SourceFilter):
+                block.filter.weight.mul_(0.05)
         model.conv_post.weight.mul_(0.3)
 
 
@@ -194,6 +223,8 @@ def make(work: Path, changes: Mapping[str, Any] | None = None) -> tuple[Stage, R
     if network is None:
         raise ConfigError("the configuration of the embedded voice has no section bigvgan")
     stage = VocoderStage(Corpus(work / "data"), network, build(VocoderStageConfig, changes or {}, "stage"))
+    if network.pitch_channels:
+        stage.model.source.estimator.load_state_dict(load_trained(work / "pitch"))
     # Convolutions of few channels are no faster in bfloat16 on CPUs, and phases need the precision.
     run = RunConfig(
         output=str(work / "vocoder"), minutes=110, learning_rate=4e-4, final_learning_rate=5e-5, precision="float32",

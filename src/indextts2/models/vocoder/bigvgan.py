@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from indextts2.config import BigVGANConfig
 from indextts2.errors import ConfigError, UsageError
 from indextts2.models.vocoder.activation import REACH, Activation, activated_convolution
+from indextts2.models.vocoder.source import EXCITATION_CHANNELS, HarmonicSource
 
 OUTER_KERNEL = 7
 
@@ -40,6 +41,21 @@ class AMPBlock(nn.Module):
             t = activated_convolution(first, dilated, x)
             x = activated_convolution(second, plain, t, residual=x)
         return x
+
+
+class SourceFilter(nn.Module):
+    """What the excitation adds to a stage: filtered down to its rate and weighed by its features."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        kernel = 2 * stride if stride > 1 else OUTER_KERNEL
+        padding = (kernel - stride) // 2
+        self.filter = nn.Conv1d(EXCITATION_CHANNELS, channels, kernel, stride, padding=padding)
+        self.gain = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor, excitation: Tensor) -> Tensor:
+        """Features (B,C,T) and excitation (B,3,stride*T) -> (B,C,T)."""
+        return torch.addcmul(x, self.gain(x), self.filter(excitation))
 
 
 def _check(config: BigVGANConfig) -> None:
@@ -87,15 +103,31 @@ class BigVGAN(nn.Module):
             channels //= 2
             for width, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True):
                 self.resblocks.append(AMPBlock(channels, width, dilations, config.snake_logscale))
+        if config.pitch_channels:
+            self.source = HarmonicSource(config.num_mels, config.pitch_channels, config.hop_size, config.sampling_rate)
+            strides = [math.prod(config.upsample_rates[stage + 1 :]) for stage in range(len(self.ups))]
+            self.source_filters = nn.ModuleList(
+                SourceFilter(config.upsample_initial_channel >> (stage + 1), stride)
+                for stage, stride in enumerate(strides)
+            )
         self.activation_post = Activation(channels, config.snake_logscale)
         self.conv_post = nn.Conv1d(channels, 1, OUTER_KERNEL, padding=OUTER_KERNEL // 2, bias=config.use_bias_at_final)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Natural-log mel (B,M,F) float32 -> waveform (B,1,U*F) in [-1, 1]."""
+        return self.generate(mel, self._excitation(mel, 0, mel.shape[-1]))
+
+    def _excitation(self, mel: Tensor, first: int, stop: int) -> Tensor | None:
+        return self.source(mel, first, stop) if self.config.pitch_channels else None
+
+    def generate(self, mel: Tensor, excitation: Tensor | None = None) -> Tensor:
+        """`forward` with the excitation (B,3,U*F) of the mel; None: the model has no source."""
         x = self.conv_pre(mel)
         blocks_per_stage = len(self.config.resblock_kernel_sizes)
         for stage, up in enumerate(self.ups):
             x = up(x)
+            if excitation is not None:
+                x = self.source_filters[stage](x, excitation)
             first = stage * blocks_per_stage
             # Always summed in the order of the kernels, so that results do not depend on scheduling.
             total = self.resblocks[first](x)
@@ -104,6 +136,16 @@ class BigVGAN(nn.Module):
             x = total.div_(blocks_per_stage)
         x = self.conv_post(self.activation_post(x))
         return torch.tanh(x) if self.config.use_tanh_at_final else x.clamp(-1.0, 1.0)
+
+    def window(self, mel: Tensor, first: int, stop: int) -> Tensor:
+        """The samples (B,1,U*(stop-first)) that the frames `first` to `stop` have in `forward`, up to rounding.
+
+        They are computed with `halo_frames` of real context.
+        """
+        begin, end = max(first - self.halo_frames, 0), min(stop + self.halo_frames, mel.shape[-1])
+        wave = self.generate(mel[..., begin:end], self._excitation(mel, begin, end))
+        hop = self.config.hop_size
+        return wave[..., (first - begin) * hop : (stop - begin) * hop]
 
     @property
     def halo_frames(self) -> int:
@@ -130,17 +172,12 @@ class BigVGAN(nn.Module):
     def chunks(self, mel: Tensor, chunk_frames: int) -> Iterator[Tensor]:
         """Synthesise (B,M,F) piece by piece: yields (B,1,U*n) with n <= `chunk_frames`.
 
-        Each piece is computed with `halo_frames` of real context, so the pieces joined equal the whole
-        up to rounding. Memory is bounded by the piece, not by the utterance.
+        The pieces joined equal the whole up to rounding. Memory is bounded by the piece, not by the utterance.
 
         Raises:
             UsageError: `chunk_frames` is below 1.
         """
         if chunk_frames < 1:
             raise UsageError(f"chunk_frames must be at least 1, not {chunk_frames}")
-        frames, halo, hop = mel.shape[-1], self.halo_frames, self.config.hop_size
-        for start in range(0, frames, chunk_frames):
-            stop = min(start + chunk_frames, frames)
-            begin = max(start - halo, 0)
-            wave = self(mel[..., begin : min(stop + halo, frames)])
-            yield wave[..., (start - begin) * hop : (stop - begin) * hop]
+        for start in range(0, mel.shape[-1], chunk_frames):
+            yield self.window(mel, start, min(start + chunk_frames, mel.shape[-1]))
