@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indextts2.config import SemanticCodecConfig
+from indextts2.models.dense import Linear
 from indextts2.models.semantic.layers import boolean_mask, check_frames, zero_masked
 from indextts2.models.semantic.quantizer import FactorizedVectorQuantizer, QuantizerTraining, ResidualQuantizer
 
@@ -31,8 +32,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv1d(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.pwconv1 = nn.Linear(channels, intermediate)
-        self.pwconv2 = nn.Linear(intermediate, channels)
+        self.pwconv1 = Linear(channels, intermediate)
+        self.pwconv2 = Linear(intermediate, channels)
         self.gamma = nn.Parameter(torch.full((channels,), layer_scale))
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
@@ -64,7 +65,7 @@ class SemanticCodecEncoder(nn.Sequential):
     """Backbone and a linear map back to C; (B, T, C) -> (B, T, C), every frame sees 39 on either side at full size."""
 
     def __init__(self, config: SemanticCodecConfig) -> None:
-        super().__init__(VocosBackbone(config), nn.Linear(config.vocos_dim, config.hidden_size))
+        super().__init__(VocosBackbone(config), Linear(config.vocos_dim, config.hidden_size))
         self.channels = config.hidden_size
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:

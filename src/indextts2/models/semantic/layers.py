@@ -6,10 +6,10 @@ Axes: B batch, T frames (50 Hz), C channels. Activations are (B, T, C).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indextts2.errors import UsageError
+from indextts2.models.dense import linear
 
 
 class PointwiseConv(nn.Conv1d):
@@ -19,7 +19,7 @@ class PointwiseConv(nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.squeeze(-1), self.bias)
+        return linear(x, self.weight.squeeze(-1), self.bias)
 
 
 def boolean_mask(mask: Tensor | None, frames: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indextts2.errors import ConfigError
+from indextts2.models.dense import Linear
 
 # Queries per block on a CPU: the scores of a block stay in the cache (1.4 times as fast as 15 s of queries at once).
 CPU_QUERY_BLOCK = 128
@@ -54,10 +55,10 @@ class RelativeKeyAttention(nn.Module):
         if channels % heads:
             raise ConfigError(f"hidden_size {channels} is not a multiple of num_attention_heads {heads}")
         self.heads, self.left, self.right = heads, left, right
-        self.linear_q = nn.Linear(channels, channels)
-        self.linear_k = nn.Linear(channels, channels)
-        self.linear_v = nn.Linear(channels, channels)
-        self.linear_out = nn.Linear(channels, channels)
+        self.linear_q = Linear(channels, channels)
+        self.linear_k = Linear(channels, channels)
+        self.linear_v = Linear(channels, channels)
+        self.linear_out = Linear(channels, channels)
         self.distance_embedding = nn.Embedding(left + right + 1, channels // heads)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from indextts2.config import W2VBertConfig
 from indextts2.errors import ConfigError
+from indextts2.models.dense import Linear
 from indextts2.models.semantic.layers import PointwiseConv, boolean_mask, check_frames, zero_masked
 from indextts2.models.semantic.relative_attention import RelativeKeyAttention
 
@@ -25,7 +26,7 @@ class FeatureProjection(nn.Module):
     def __init__(self, config: W2VBertConfig) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.feature_projection_input_dim, eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.feature_projection_input_dim, config.hidden_size)
+        self.projection = Linear(config.feature_projection_input_dim, config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.projection(self.layer_norm(features))
@@ -36,8 +37,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: W2VBertConfig) -> None:
         super().__init__()
-        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.intermediate_dense = Linear(config.hidden_size, config.intermediate_size)
+        self.output_dense = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output_dense(F.silu(self.intermediate_dense(x)))
