@@ -20,6 +20,8 @@ from indextts2.config import (
     SemanticCodecConfig,
     W2VBertConfig,
 )
+from indextts2.models.vocoder.bigvgan import OUTER_KERNEL
+from indextts2.models.vocoder.source import EXCITATION_CHANNELS, KERNEL, LAYERS, PITCH_CLASSES
 
 BYTES_PER_NUMBER = 4
 FILTER_TAPS = 12 + 12  # of the up- and the down-sampler around an activation, per sample at the base rate
@@ -282,7 +284,22 @@ def bigvgan_convolutions(config: BigVGANConfig, frames: int) -> Cost:
         channels, samples = channels // 2, samples * rate
         for width, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True):
             cost += 2 * len(dilations) * linear(samples, width * channels, channels)
-    return cost + linear(samples, 7 * channels, 1)
+    return cost + linear(samples, 7 * channels, 1) + bigvgan_source(config, frames)
+
+
+def bigvgan_source(config: BigVGANConfig, frames: int) -> Cost:
+    """Estimator of the pitch, and what filters and weighs the excitation; nothing for a model without a source."""
+    width = config.pitch_channels
+    if not width:
+        return Cost(0)
+    cost = linear(frames, KERNEL * config.num_mels, width) + linear(frames, width, PITCH_CLASSES + 1)
+    cost += (LAYERS - 1) * linear(frames, KERNEL * width, width)
+    channels, samples, stride = config.upsample_initial_channel, frames, config.hop_size
+    for rate in config.upsample_rates:
+        channels, samples, stride = channels // 2, samples * rate, stride // rate
+        kernel = 2 * stride if stride > 1 else OUTER_KERNEL
+        cost += linear(samples, EXCITATION_CHANNELS * kernel, channels) + linear(samples, channels, channels)
+    return cost
 
 
 def bigvgan_activations(config: BigVGANConfig, frames: int) -> int:

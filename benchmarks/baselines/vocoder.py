@@ -22,10 +22,14 @@ class PlainBigVGAN:
 
     def __call__(self, mel: Tensor) -> Tensor:
         ours = self.ours
+        excitation = ours.source(mel, 0, mel.shape[-1]) if ours.config.pitch_channels else None
         x = ours.conv_pre(mel)
         per_stage = len(ours.config.resblock_kernel_sizes)
         for stage, up in enumerate(ours.ups):
             x = up(x)
+            if excitation is not None:
+                source = ours.source_filters[stage]
+                x = x + source.gain(x) * source.filter(excitation)
             blocks = ours.resblocks[stage * per_stage : (stage + 1) * per_stage]
             x = torch.stack([self._block(block, x) for block in blocks]).mean(0)
         x = ours.conv_post(self._activate(ours.activation_post, x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks import costs
 from benchmarks.sizes import SIZES, model_config
 from indextts2.checkpoints.modules import build_empty
 from indextts2.config import ModelConfig
+from indextts2.models.vocoder.source import EXCITATION_CHANNELS
 
 FRAMES = 130
 PROMPT = 60
@@ -135,14 +137,25 @@ def test_flow(config: ModelConfig, prompt: int) -> None:
     assert costs.flow_segment(part, prompt, FRAMES, steps).flop == expected + steps * step.flop
 
 
-def test_bigvgan(config: ModelConfig) -> None:
+@pytest.mark.parametrize("pitch_channels", [0, 16])
+def test_bigvgan(config: ModelConfig, pitch_channels: int) -> None:
     assert config.bigvgan is not None
-    network, frames = module("bigvgan", config), 20
-    expected = costs.bigvgan_convolutions(config.bigvgan, frames)
-    assert counted(lambda: network(empty(1, config.bigvgan.num_mels, frames))) == expected.flop
+    bigvgan, frames = dataclasses.replace(config.bigvgan, pitch_channels=pitch_channels), 20
+    network = module("bigvgan", dataclasses.replace(config, bigvgan=bigvgan))
+    mel = empty(1, bigvgan.num_mels, frames)
+
+    def synthesis() -> Any:
+        if not pitch_channels:
+            return network(mel)
+        # The excitation itself is no product, and is made of real numbers only.
+        excitation = empty(1, EXCITATION_CHANNELS, frames * bigvgan.hop_size)
+        return network.source.estimator.scores(mel), network.generate(mel, excitation)
+
+    expected = costs.bigvgan_convolutions(bigvgan, frames)
+    assert counted(synthesis) == expected.flop
     assert weights(network) == pytest.approx(expected.bytes / 4, rel=0.01)
-    filters = costs.bigvgan(config.bigvgan, frames).flop - expected.flop
-    assert filters == 48 * costs.bigvgan_activations(config.bigvgan, frames)
+    filters = costs.bigvgan(bigvgan, frames).flop - expected.flop
+    assert filters == 48 * costs.bigvgan_activations(bigvgan, frames)
 
 
 def weights(network: torch.nn.Module) -> int:

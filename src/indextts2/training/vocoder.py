@@ -46,7 +46,7 @@ class VocoderStageConfig:
     batch_size: int = 4
     mel_weight: float = 15.0
     stft_weight: float = 1.0
-    hum_weight: float = 2.0
+    hum_weight: float = 15.0
     feature_weight: float = 2.0
     # 0: never.
     adversarial_after_steps: int = 0

@@ -62,8 +62,8 @@ class PitchEstimator(nn.Module):
         return scores[:, :-1], scores[:, -1]
 
     def forward(self, mel: Tensor) -> Pitch:
-        """Mel (B,M,F) -> pitch of its frames."""
-        classes, voiced = self.scores(mel)
+        """Mel (B,M,F) -> pitch of its frames, in float32."""
+        classes, voiced = (scores.float() for scores in self.scores(mel))
         place = torch.arange(PITCH_CLASSES, device=mel.device, dtype=classes.dtype)[:, None]
         near = (place - classes.argmax(1, keepdim=True)).abs() <= NEIGHBOURS
         weight = classes.masked_fill(~near, -math.inf).softmax(1)
@@ -94,7 +94,7 @@ class HarmonicSource(nn.Module):
 
     def forward(self, mel: Tensor, first: int, stop: int) -> Tensor:
         """Excitation (B,3,U*(stop-first)) of the frames `first` to `stop` of a mel (B,M,F)."""
-        return self.excitation(self.estimator(mel), first, stop)
+        return self.excitation(self.estimator(mel), first, stop).to(mel.dtype)
 
     def excitation(self, pitch: Pitch, first: int, stop: int) -> Tensor:
         """Pulses with all harmonics, their fundamental, noise: (B,3,U*(stop-first)), each of about unit power.
