@@ -105,7 +105,8 @@ class HarmonicSource(nn.Module):
         hop, rate = self.hop_size, float(self.sample_rate_hz)
         hz, voicing = (_boundaries(x)[:, :, None] for x in pitch)
         # The sum of many frames needs the precision; a device may lack it.
-        cycles = (hz.double().cpu()[:, :-1] + hz.double().cpu()[:, 1:]) * (hop / 2 / rate)
+        exact = hz.cpu().double()
+        cycles = (exact[:, :-1] + exact[:, 1:]) * (hop / 2 / rate)
         turns = (cycles.cumsum(1) - cycles).remainder(1.0).to(hz)[:, first:stop]
         here, there = slice(first, stop), slice(first + 1, stop + 1)
         within = torch.arange(hop, device=hz.device, dtype=hz.dtype) / hop
