@@ -53,8 +53,8 @@ def embedded_model_config() -> ModelConfig:
         wavenet=WaveNetConfig(hidden_dim=192, num_layers=4),
         latent_projection=(64, 32),
         steps=10,
-        # Measured: less noise and more guidance than the official model give clearer words; with 2.5 people are followed
-        # more closely than with 1.5 at the same word error, with more than that words suffer.
+        # Measured: less noise and more guidance than the official model give clearer words. With 2.5 people are
+        # followed more closely than with 1.5 at the same word error; with more than that, words suffer.
         cfg_rate=2.5,
         flow_temperature=0.5,
         # Likeness is the same with 0.7 s and with 5 s of prompt; time is not.
