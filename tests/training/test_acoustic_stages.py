@@ -30,7 +30,7 @@ from indextts2.training.losses import MultiResolutionSTFTLoss, MultiScaleMelLoss
 from indextts2.training.pitch import PitchStage, PitchStageConfig, read_targets, track_pitch
 from indextts2.training.pitch import make as make_pitch
 from indextts2.training.runner import Stage, load_trained, run_stage
-from indextts2.training.s2mel import S2MelStage, S2MelStageConfig, join_frames, write_styles
+from indextts2.training.s2mel import Item, S2MelStage, S2MelStageConfig, join_frames, write_styles
 from indextts2.training.speaker import (
     SpeakerStage,
     SpeakerStageConfig,
@@ -154,18 +154,38 @@ def test_the_source_follows_the_pitch_of_its_crop(corpus: Corpus, tiny_config: M
     mel, wave, excitation = stage.next_batch(rng)
     assert excitation.shape == (2, 3, wave.shape[-1])
     assert mel.shape[-1] * VOCODER.hop_size == wave.shape[-1]
-    # The noise is new each time, the harmonics are those of the clip.
+    # The noise is new each time, the harmonics are those of the crop's place in its surroundings.
     clip = stage.clips[0]
-    first, second = stage._excitation(clip, 5, rng), stage._excitation(clip, 5, rng)
-    assert torch.equal(first[:, :2], second[:, :2])
-    assert not torch.equal(first[:, 2], second[:, 2])
-    whole = stage.model.source(torch.from_numpy(corpus.get("mel", clip).T.astype(np.float32))[None], 5, 21)
-    torch.testing.assert_close(first[:, :2], whole[:, :2])
+    piece, start = stage._piece(corpus.audio(clip), np.random.default_rng(1))
+    mel, wave, excitation = stage._crop(clip, np.random.default_rng(1))
+    around = stage.log_mel(torch.from_numpy(piece)[None])
+    frames = slice(start, start + 16)
+    assert torch.equal(mel, around[..., frames])
+    assert torch.equal(wave[0], torch.from_numpy(piece[start * 256 : (start + 16) * 256]))
+    torch.testing.assert_close(excitation[:, :2], stage.model.source(around, start, start + 16)[:, :2])
+    assert not torch.equal(excitation[:, 2], stage.model.source(around, start, start + 16)[:, 2])
     # The estimator has a stage of its own and stays as it is.
     assert not any(p.requires_grad for p in stage.model.source.parameters())
     trained = [p for group in stage.parameter_groups() for p in group["params"]]
     assert all(p.requires_grad for p in trained)
     assert len(trained) == len(stage.parameters())
+
+
+def test_crops_are_pieces_of_clips_or_of_other_speakers(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    stage = make_stage("vocoder", corpus, tiny_config)
+    assert isinstance(stage, VocoderStage)
+    audio = corpus.audio(stage.clips[-1])
+    for seed in range(40):
+        stage.config = dataclasses.replace(stage.config, varied=float(seed % 2))
+        piece, start = stage._piece(audio, np.random.default_rng(seed))
+        assert piece.dtype == np.float32
+        assert 0 <= start * 256 <= len(piece) - 16 * 256
+        is_part = any(np.array_equal(piece, audio[i : i + len(piece)]) for i in np.flatnonzero(audio == piece[0]))
+        assert is_part == (seed % 2 == 0)
+    # A clip that hardly holds a crop gives one whatever the factor.
+    for seed in range(20):
+        piece, start = stage._piece(audio[: 18 * 256], np.random.default_rng(seed))
+        assert start + 16 <= len(piece) // 256
 
 
 def test_targets_carry_the_pitch_over_gaps(corpus: Corpus) -> None:
@@ -222,13 +242,23 @@ def test_prompt_is_another_clip_of_the_speaker(corpus: Corpus, tiny_config: Mode
     stage = make_stage("s2mel", corpus, tiny_config)
     assert isinstance(stage, S2MelStage)
     target = corpus.train[0]
-    batch = stage.collate([target], 40, np.random.default_rng(0))
+    batch = stage.collate([Item(0, target)], 40, np.random.default_rng(0))
     assert batch.prompt_mel.shape[1] == 40
     heads = {i: corpus.get("mel", i)[:20].astype(np.float32) for i in range(len(corpus))}
     found = [i for i, head in heads.items() if np.array_equal(head, batch.prompt_mel[0, :20].numpy())]
     assert len(found) == 1
     assert found[0] != target
     assert corpus.clips[found[0]].speaker == corpus.clips[target].speaker
+
+
+def test_prompt_and_target_are_coloured_alike(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    stage = make_stage("s2mel", corpus, tiny_config)
+    assert isinstance(stage, S2MelStage)
+    batch = stage.next_batch(np.random.default_rng(0))
+    assert batch.colour.shape == (len(batch.frames), 80)
+    assert float(batch.colour.std()) > 0.1
+    plain = stage.collate(stage.items[:1], 40, np.random.default_rng(0))
+    assert not plain.colour.any()
 
 
 def test_join_frames_closes_the_gap_behind_short_prompts() -> None:
@@ -288,7 +318,7 @@ def test_noise_has_the_ratio_that_was_asked_for() -> None:
 
 
 def test_fields_of_a_stage_are_set_by_name(work: Path) -> None:
-    assert stage_changes(["batch_size=3", "mel_kind=other"]) == {"batch_size": 3, "mel_kind": "other"}
+    assert stage_changes(["batch_size=3", "name=other"]) == {"batch_size": 3, "name": "other"}
     with pytest.raises(ConfigError, match="train that stage first"):
         make_vocoder(work)
     write_contours(Corpus(work / "data"))

@@ -197,6 +197,14 @@ def write_features(corpus: Corpus, recogniser: Recogniser) -> None:
     np.save(corpus.folder / "features.npy", normalised.astype(np.float16))
 
 
+@torch.no_grad()
+def normalised_features(corpus: Corpus, recogniser: Recogniser, fbank: np.ndarray) -> np.ndarray:
+    """Features (T, C) of speech that is not in the corpus, from its fbank (T, 160), by the statistics of the corpus."""
+    statistics = np.load(corpus.folder / "statistics.npz")
+    features = recogniser(torch.from_numpy(fbank.astype(np.float32))[None], None)[0][0].numpy()
+    return (features - statistics["mean"]) / np.sqrt(statistics["var"])
+
+
 def load_codec(work: Path) -> SemanticCodec:
     """The trained codec of stage `codec` in evaluation mode."""
     trainer = CodecTrainer(embedded_model_config().semantic_codec)

@@ -26,9 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "stage",
-        choices=("prepare", *STAGES, "latents", "package", "evaluate", "finetune"),
-        help="prepare the corpus, train a stage, write the GPT's latents for a longer run of s2mel, write the model, "
-        "judge it, or fine-tune the GPT of a model",
+        choices=("prepare", *STAGES, "latents", "copies", "package", "evaluate", "finetune"),
+        help="prepare the corpus, train a stage, write the GPT's latents and copies of the clips in other voices and "
+        "moods for a longer run of s2mel, write the model, judge it, or fine-tune the GPT of a model",
     )
     add("--work", type=Path, required=True, metavar="DIR", help="holds data/ and one folder per stage")
     add("--corpus", type=Path, metavar="DIR", help="prepare: folder with manifest.jsonl and the clips")
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
         _prepare(options)
     elif options.stage == "latents":
         _latents(options)
+    elif options.stage == "copies":
+        _copies(options)
     elif options.stage == "package":
         _package(options)
     elif options.stage == "evaluate":
@@ -127,6 +129,12 @@ def _latents(options: argparse.Namespace) -> None:
     from indextts2.training.gpt import load_stage, write_latents
 
     write_latents(load_stage(options.work, options.device or "cpu"))
+
+
+def _copies(options: argparse.Namespace) -> None:
+    from indextts2.training.copies import write_copies
+
+    write_copies(options.work)
 
 
 def _package(options: argparse.Namespace) -> None:

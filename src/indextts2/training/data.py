@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 MEL_RATE_HZ, ENCODER_RATE_HZ = 22050, 16000
 KINDS = ("audio_22k", "audio_16k", "mel", "fbank")
+# Folders inside of a prepared corpus with copies of its clips: other speakers, other moods.
+SHIFTED, AROUSED = "shifted", "aroused"
 # Never trained on: two plain voices and six mixed ones of the corpus.
 HELD_OUT_SPEAKERS = (
     "k_af_river", "k_bm_lewis", "k_f0051", "k_f0151", "k_f0251", "k_m0050", "k_m0150", "k_m0250",
@@ -102,6 +104,12 @@ class Corpus:
         """Another clip of the same speaker (the clip itself when it is the only one)."""
         others = [other for other in self.by_speaker[self.clips[number].speaker] if other != number]
         return int(rng.choice(others)) if others else number
+
+
+def copies(corpus: Corpus) -> dict[str, Corpus]:
+    """The copies of `corpus` that have been written, by the names of their folders."""
+    folders = {name: corpus.folder / name for name in (SHIFTED, AROUSED)}
+    return {name: Corpus(folder) for name, folder in folders.items() if (folder / "index.jsonl").exists()}
 
 
 def read_manifest(corpus: Path) -> list[dict[str, Any]]:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from indextts2.config import GPTConfig, build
 from indextts2.models.gpt.unified_voice import IGNORED_TARGET, PositionEmbedding, UnifiedVoice, training_targets
-from indextts2.text.phonemes import SPACE_ID
+from indextts2.text.phonemes import SPACE_ID, phoneme_ids
 from indextts2.training.alignment import ctc_path, token_of_frame
 from indextts2.training.augment import stretch
 from indextts2.training.codec import load_codec, load_recogniser, write_codes
-from indextts2.training.data import Corpus, LengthBatches, pad
+from indextts2.training.data import Clip, Corpus, LengthBatches, pad
 from indextts2.training.embedded import embedded_model_config
 from indextts2.training.runner import RunConfig, Stage, load_trained
 from indextts2.training.semantic import Recogniser
@@ -186,7 +186,7 @@ class GPTStage(Stage):
             return 1.0
         return float(np.exp(rng.uniform(-self.config.tempo, self.config.tempo)))
 
-    def _condition(self, number: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
+    def condition(self, number: int, frames: int, rng: np.random.Generator | None) -> np.ndarray:
         """At most `frames` features (T, C) of another clip of the speaker."""
         other = self.corpus.other_clip(number, rng or np.random.default_rng(number))
         features = self.corpus.get("features", other, like="fbank")
@@ -209,7 +209,7 @@ class GPTStage(Stage):
         ]
         is_long = rng is None or rng.random() < self.config.long_conditions
         frames = self.config.max_condition_frames if is_long else self.config.short_condition_frames
-        conditions = [self._condition(number, frames, rng) for number in numbers]
+        conditions = [self.condition(number, frames, rng) for number in numbers]
         emotions = [stretch(rows, tempo) for rows, tempo in zip(conditions, tempos, strict=True)]
         batch = {
             "text": pad([text for text, _, _ in items]),
@@ -294,19 +294,32 @@ def write_alignment(corpus: Corpus, recogniser: Recogniser) -> None:
 
 
 @torch.no_grad()
+def teacher_forced_latents(
+    voice: UnifiedVoice, clip: Clip, codes: np.ndarray, condition: np.ndarray, emotion: np.ndarray
+) -> np.ndarray:
+    """The state (K, D) that predicts each of the codes (K,) of a clip, for features (T, C) of speaker and emotion."""
+    device = voice.text_embedding.weight.device
+    speaker, feeling = (torch.from_numpy(x.astype(np.float32))[None].to(device) for x in (condition, emotion))
+    conditioning = voice.conditioning(voice.speaker_latents(speaker), voice.emotion_vector(feeling))
+    sequences = (phoneme_ids(clip.phonemes), codes.astype(np.int64).tolist())
+    ids, spoken = (torch.tensor([sequence], device=device) for sequence in sequences)
+    lengths = (torch.tensor([x.shape[1]], device=device) for x in (ids, spoken))
+    text_length, code_length = lengths
+    latents = voice.training_forward(conditioning, ids, text_length, spoken, code_length)[2]
+    return latents[0].float().cpu().numpy()
+
+
 def write_latents(stage: GPTStage) -> None:
     """``latents.npy``: float16 (frames, D), the state that predicts each code, for tuning s2mel as it will be used.
 
     Every clip is conditioned on another clip of its speaker, as in training.
     """
-    corpus, voice = stage.corpus, stage.model.voice.eval()
-    rows = []
+    corpus, voice, rows = stage.corpus, stage.model.voice.eval(), []
+    frames = stage.config.max_condition_frames
     for number in range(len(corpus)):
-        batch = stage.collate([number], None)
-        features = batch["condition"]
-        conditioning = voice.conditioning(voice.speaker_latents(features), voice.emotion_vector(features))
-        text, codes = (batch["text"], batch["text_lengths"]), (batch["codes"], batch["code_lengths"])
-        rows.append(voice.training_forward(conditioning, *text, *codes)[2][0].float().cpu().numpy())
+        condition = stage.condition(number, frames, None)
+        codes = corpus.get("codes", number, like="fbank")
+        rows.append(teacher_forced_latents(voice, corpus.clips[number], codes, condition, condition))
     np.save(corpus.folder / "latents.npy", np.concatenate(rows).astype(np.float16))
 
 

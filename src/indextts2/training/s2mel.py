@@ -3,23 +3,25 @@
 As in the pipeline, the prompt is another recording of the speaker and goes through the length regulator on its own;
 the style vector is that of the prompt. A reader that is not shipped says the mel from the regulator's output and the
 style (the prior loss of Grad-TTS, Popov et al. 2021): the regulator learns by it in minutes what the flow alone would
-teach it in hours, so the first steps train nothing else. GPT latents take part when ``latents.npy`` lies in the corpus.
+teach it in hours, so the first steps train nothing else. GPT latents take part when ``latents.npy`` lies in the corpus,
+and so do the copies of its clips (`indextts2.training.copies`) once they are written.
 B batch, K codes, P prompt frames, N target frames, T = P + N, M mel bands, C condition channels, D content features.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indextts2.audio.features import fbank_mean_normalised
+from indextts2.audio.features import LOG_MEL_FLOOR, fbank_mean_normalised
 from indextts2.config import ModelConfig, build
 from indextts2.models.s2mel.dit import DiT
 from indextts2.models.s2mel.flow_matching import flow_matching_loss, integrate
@@ -28,7 +30,7 @@ from indextts2.models.s2mel.length_regulator import LengthRegulator
 from indextts2.models.semantic.codec import SemanticCodec
 from indextts2.models.speaker.campplus import CampPlus
 from indextts2.training.codec import load_codec
-from indextts2.training.data import ENCODER_RATE_HZ, Corpus, LengthBatches, pad
+from indextts2.training.data import ENCODER_RATE_HZ, SHIFTED, Corpus, LengthBatches, copies, pad
 from indextts2.training.embedded import embedded_model_config
 from indextts2.training.runner import RunConfig, Stage, load_trained
 
@@ -47,11 +49,31 @@ class S2MelStageConfig:
     time_power: float = 1.7
     # Part of the items that go without latents: the codes alone must do, too.
     latent_dropout: float = 0.3
+    # Standard deviations, in natural logarithms, of a curve over the mel bands that is added to a prompt and its target
+    # alike: other microphones and voices, which the style does not know of, so that the prompt is listened to.
+    colour: float = 0.4
+    colour_knots: int = 7
     content_weight: float = 1.0
     # So many steps train the regulator and the reader only; they cost a tenth of the others.
     content_steps: int = 800
     reader_width: int = 256
     evaluation_clips: int = 12
+
+
+class Source(NamedTuple):
+    """Clips to be said and, in another corpus or the same, what their speakers' prompts are taken from."""
+
+    targets: Corpus
+    prompts: Corpus
+    # Of the prompts: (clips, S).
+    styles: np.ndarray
+
+
+class Item(NamedTuple):
+    """A clip to be said."""
+
+    source: int
+    clip: int
 
 
 class S2Mel(nn.Module):
@@ -104,6 +126,7 @@ class S2MelBatch:
     frames: Tensor  # (B,)
     latents: Tensor | None  # (B, K, GPT width)
     style: Tensor  # (B, S)
+    colour: Tensor  # (B, M) added to both mels for the flow
 
     def to(self, device: torch.device) -> S2MelBatch:
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
@@ -134,30 +157,34 @@ class S2MelStage(Stage):
         self.model: S2Mel = S2Mel(model_config, config.reader_width)
         sample = np.concatenate([corpus.get("mel", i) for i in corpus.train[:: max(1, len(corpus.train) // 200)]])
         self.model.start_from_mean(torch.from_numpy(sample.astype(np.float32).mean(0)))
-        self.styles = np.load(corpus.folder / "styles.npy")
         self.has_latents = (corpus.folder / "latents.npy").exists()
-        lengths = {i: corpus.clips[i].length("mel") for i in corpus.train}
+        self.sources = _sources(corpus, copies(corpus) if self.has_latents else {})
+        self.items = [Item(n, clip) for n, source in enumerate(self.sources) for clip in source.targets.train]
+        lengths = {i: self.sources[n].targets.clips[clip].length("mel") for i, (n, clip) in enumerate(self.items)}
         self.batches = LengthBatches(lengths, config.frames_per_batch, seed)
 
     def next_batch(self, rng: np.random.Generator) -> S2MelBatch:
         """One batch of targets with prompts of one length, cut to the size that memory allows."""
         config = self.config
-        targets = self.batches.next()
+        numbers = self.batches.next()
         wanted = int(rng.integers(*config.prompt_frames, endpoint=True))
         if rng.random() < config.long_prompt_share:
             wanted = int(rng.integers(config.prompt_frames[1], config.long_prompt_frames, endpoint=True))
-        longest = max(self.corpus.clips[i].length("mel") for i in targets)
+        longest = max(self.batches.lengths[i] for i in numbers)
         room = max(1, config.frames_per_batch // (longest + wanted))
-        return self.collate(targets[:room], wanted, rng)
+        return self.collate([self.items[i] for i in numbers[:room]], wanted, rng, is_varied=True)
 
-    def collate(self, targets: list[int], prompt_frames: int, rng: np.random.Generator) -> S2MelBatch:
-        """Choose a prompt of about `prompt_frames` for each target and pad everything."""
-        prompts = [self._prompt(i, prompt_frames, rng) for i in targets]
-        codes = [self._codes(i) for i in targets]
-        mels = [self.corpus.get("mel", i).astype(np.float32) for i in targets]
+    def collate(
+        self, targets: list[Item], prompt_frames: int, rng: np.random.Generator, is_varied: bool = False
+    ) -> S2MelBatch:
+        """Choose a prompt of about `prompt_frames` for each target, a colour if `is_varied`, and pad everything."""
+        prompts = [self._prompt(item, prompt_frames, rng) for item in targets]
+        clips = [(self.sources[n].targets, clip) for n, clip in targets]
+        codes = [_codes(corpus, clip) for corpus, clip in clips]
+        mels = [corpus.get("mel", clip).astype(np.float32) for corpus, clip in clips]
         latents = None
         if self.has_latents:
-            rows = [self.corpus.get("latents", i, like="fbank").astype(np.float32) for i in targets]
+            rows = [corpus.get("latents", clip, like="fbank").astype(np.float32) for corpus, clip in clips]
             latents = torch.from_numpy(pad(rows))
         return S2MelBatch(
             prompt_content=self._embed([p[0] for p in prompts]), prompt_codes=_lengths([p[0] for p in prompts]),
@@ -165,29 +192,37 @@ class S2MelStage(Stage):
             content=self._embed(codes), codes=_lengths(codes),
             mel=torch.from_numpy(pad(mels)), frames=_lengths(mels), latents=latents,
             style=torch.from_numpy(np.stack([p[2] for p in prompts])),
+            colour=torch.from_numpy(self._colours(len(targets), rng if is_varied else None)),
         )  # fmt: skip
 
-    def _codes(self, clip: int) -> np.ndarray:
-        return self.corpus.get("codes", clip, like="fbank").astype(np.int64)
+    def _colours(self, count: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Curves (count, M): straight lines between knots, and a level; zeros without `rng`."""
+        bands, config = len(self.model.mel_mean), self.config
+        if rng is None:
+            return np.zeros((count, bands), np.float32)
+        knots = rng.normal(0, config.colour, (count, config.colour_knots)) + rng.normal(0, config.colour, (count, 1))
+        place = np.linspace(0, config.colour_knots - 1, bands)
+        return np.stack([np.interp(place, np.arange(config.colour_knots), row) for row in knots]).astype(np.float32)
 
     @torch.no_grad()
     def _embed(self, codes: list[np.ndarray]) -> Tensor:
         """Content features (B, K, D) of padded codes."""
         return self.codec.embed(torch.from_numpy(pad(codes)))
 
-    def _prompt(self, target: int, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _prompt(self, target: Item, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes (K,), mel (P, M) and style (S,) of other clips of the speaker, one after the other, cut to `frames`."""
-        codes, mels, length = [], [], 0
-        first = self.corpus.other_clip(target, rng)
-        clip = first
+        spoken, corpus, styles = self.sources[target.source]
+        clip = spoken.clips[target.clip]
+        own = corpus.by_speaker[clip.speaker]
+        others = [i for i in own if corpus.clips[i].path != clip.path] or own
+        chosen, length = [], 0
         while length < frames:
-            codes.append(self._codes(clip))
-            mels.append(self.corpus.get("mel", clip))
-            length += len(mels[-1])
-            clip = self.corpus.other_clip(target, rng)
-        mel, code = np.concatenate(mels).astype(np.float32), np.concatenate(codes)
+            chosen.append(int(rng.choice(others)))
+            length += corpus.clips[chosen[-1]].length("mel")
+        mel = np.concatenate([corpus.get("mel", i) for i in chosen]).astype(np.float32)
+        codes = np.concatenate([_codes(corpus, i) for i in chosen])
         keep = min(frames, len(mel))
-        return code[: max(1, round(keep * len(code) / len(mel)))], mel[:keep], self.styles[first]
+        return codes[: max(1, round(keep * len(codes) / len(mel)))], mel[:keep], styles[chosen[0]]
 
     def content(self, batch: S2MelBatch, keep_latents: Tensor | None) -> Tensor:
         """Codes and latents of the targets (B, K, D); `keep_latents` (B,) of zeros and ones."""
@@ -214,8 +249,9 @@ class S2MelStage(Stage):
         content = (self.model.read(mu, batch.style) - mel)[valid].abs().mean()
         if self.model.training and step < self.config.content_steps:
             return {"loss": content, "content": content}
+        heard = (mel + batch.colour[:, None]).clamp(min=math.log(LOG_MEL_FLOOR))
         flow = flow_matching_loss(
-            self.model.dit, mel.transpose(1, 2), batch.prompt_frames, mu, batch.style, lengths,
+            self.model.dit, heard.transpose(1, 2), batch.prompt_frames, mu, batch.style, lengths,
             torch.default_generator, self.config.guidance_dropout, self.config.time_power,
         )  # fmt: skip
         return {"loss": flow + self.config.content_weight * content, "flow": flow, "content": content}
@@ -238,7 +274,7 @@ class S2MelStage(Stage):
         rng = np.random.default_rng(0)
         torch.manual_seed(0)
         clips = self.corpus.held_out[:: max(1, len(self.corpus.held_out) // self.config.evaluation_clips)]
-        batches = [self.collate([i], self.config.prompt_frames[1], rng) for i in clips]
+        batches = [self.collate([Item(0, i)], self.config.prompt_frames[1], rng) for i in clips]
         distances = [float((self.sample(b)[0].cpu() - b.mel[0]).abs().mean()) for b in batches]
         losses = [self.losses(b, 0) for b in batches for _ in range(4)]
         means = {name: float(np.mean([float(row[name]) for row in losses])) for name in ("flow", "content")}
@@ -249,6 +285,16 @@ class S2MelStage(Stage):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.batches.load_state(state)
+
+
+def _sources(corpus: Corpus, copied: dict[str, Corpus]) -> list[Source]:
+    """The corpus and its copies. Other speakers have prompts of their own, other moods those of plain speech."""
+    pairs = [(corpus, corpus), *((copy, copy if name == SHIFTED else corpus) for name, copy in copied.items())]
+    return [Source(targets, prompts, np.load(prompts.folder / "styles.npy")) for targets, prompts in pairs]
+
+
+def _codes(corpus: Corpus, clip: int) -> np.ndarray:
+    return corpus.get("codes", clip, like="fbank").astype(np.int64)
 
 
 def _lengths(rows: list[np.ndarray]) -> Tensor:

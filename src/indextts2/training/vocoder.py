@@ -1,12 +1,13 @@
 """Training stage of the vocoder: log-mel spectrogram -> waveform.
 
-Spectral losses on random crops first; from `adversarial_after_steps` on, discriminators join. With
-`predicted_mels`, the mels that s2mel predicts for the training clips take the place of the true ones.
+Spectral losses on random crops first; from `adversarial_after_steps` on, discriminators join. A part of the crops is
+spoken by speakers that the corpus does not have, into other microphones: people do not sound like the corpus.
 B batch, M mel bands, F frames, N samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from indextts2.audio.features import LogMel
 from indextts2.config import BigVGANConfig, MelConfig, build
 from indextts2.errors import ConfigError
 from indextts2.models.vocoder.bigvgan import AMPBlock, BigVGAN, SourceFilter
-from indextts2.models.vocoder.source import Pitch
+from indextts2.models.vocoder.source import PitchEstimator
+from indextts2.training.augment import change_colour, change_level, shift_speaker
 from indextts2.training.data import Corpus
 from indextts2.training.discriminators import Discriminators
 from indextts2.training.embedded import embedded_model_config
@@ -36,6 +38,8 @@ from indextts2.training.runner import RunConfig, Stage, load_trained
 
 # Typical size of the weights whose learning rate is that of the run.
 REFERENCE_WEIGHT = 0.08
+# Frames on either side of a crop that its pitch depends on; more than its mel does.
+CONTEXT_FRAMES = PitchEstimator.reach
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,10 @@ class VocoderStageConfig:
     # 0: never.
     adversarial_after_steps: int = 0
     discriminator_learning_rate: float = 2e-4
-    # Kind of the array with input mels: "mel" (true ones) or a file of predictions made with the same spans.
-    mel_kind: str = "mel"
+    # Part of the crops that is changed: pitch and formants up to exp(largest_shift) higher or lower, colour and level.
+    varied: float = 0.5
+    largest_shift: float = 0.25
+    colour: float = 0.5
     evaluation_clips: int = 16
 
 
@@ -63,14 +69,14 @@ class VocoderStage(Stage):
 
     def __init__(self, corpus: Corpus, network: BigVGANConfig, config: VocoderStageConfig) -> None:
         self.corpus, self.network, self.config = corpus, network, config
-        self.clips = [i for i in corpus.train if corpus.clips[i].length("mel") > config.crop_frames]
+        self.clips = [i for i in corpus.train if corpus.clips[i].length("mel") > config.crop_frames + 2]
         self.device = torch.device("cpu")
         self.model: BigVGAN = BigVGAN(network)
         _initialise(self.model)
         if network.pitch_channels:
             self.model.source.requires_grad_(False)
-        self.pitches: dict[int, Pitch] = {}
         rate = network.sampling_rate
+        self.log_mel = LogMel(MelConfig())
         self.mel_loss, self.stft_loss = MultiScaleMelLoss(rate), MultiResolutionSTFTLoss()
         self.discriminators = Discriminators() if config.adversarial_after_steps else None
         if self.discriminators is not None:
@@ -80,29 +86,41 @@ class VocoderStage(Stage):
 
     def next_batch(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
         """Mels (B, M, F), waveforms (B, N) and, for a model with a source, excitations (B, 3, N) of random crops."""
-        hop, frames = self.network.hop_size, self.config.crop_frames
-        mels, waves, excitations = [], [], []
-        for clip in rng.choice(self.clips, self.config.batch_size):
-            mel = self.corpus.get(self.config.mel_kind, clip, like="mel")
-            start = int(rng.integers(0, len(mel) - frames + 1))
-            mels.append(mel[start : start + frames].T.astype(np.float32))
-            waves.append(self.corpus.audio(clip)[start * hop : (start + frames) * hop])
-            if self.network.pitch_channels:
-                excitations.append(self._excitation(int(clip), start, rng))
-        batch = torch.from_numpy(np.stack(mels)), torch.from_numpy(np.stack(waves))
-        return (*batch, torch.cat(excitations)) if excitations else batch
+        crops = [self._crop(int(clip), rng) for clip in rng.choice(self.clips, self.config.batch_size)]
+        return tuple(torch.cat(parts) for parts in zip(*crops, strict=True))
 
     @torch.no_grad()
-    def _excitation(self, clip: int, start: int, rng: np.random.Generator) -> Tensor:
-        """Excitation (1, 3, N) of a crop, with noise that the generator cannot know by heart."""
-        frames = self.config.crop_frames
-        if clip not in self.pitches:
-            mel = torch.from_numpy(self.corpus.get(self.config.mel_kind, clip, like="mel").T.astype(np.float32))
-            self.pitches[clip] = self.model.source.estimator(mel[None].to(self.device))
-        excitation = self.model.source.excitation(self.pitches[clip], start, start + frames)
-        noise = rng.standard_normal(excitation.shape[-1], dtype=np.float32)
-        excitation[:, -1] = torch.from_numpy(noise)
-        return excitation
+    def _crop(self, clip: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """One item of a batch. Its mel and pitch are those of a longer piece, as if the whole clip had been read."""
+        hop, frames = self.network.hop_size, self.config.crop_frames
+        samples, start = self._piece(self.corpus.audio(clip), rng)
+        mel = self.log_mel(torch.from_numpy(samples)[None])
+        wave = torch.from_numpy(samples[start * hop : (start + frames) * hop])[None]
+        if not self.network.pitch_channels:
+            return mel[..., start : start + frames], wave
+        pitch = self.model.source.estimator(mel.to(self.device))
+        excitation = self.model.source.excitation(pitch, start, start + frames).cpu()
+        # Noise that the generator cannot know by heart.
+        excitation[0, -1] = torch.from_numpy(rng.standard_normal(excitation.shape[-1], dtype=np.float32))
+        return mel[..., start : start + frames], wave, excitation
+
+    def _piece(self, samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """A random crop of a clip (N,) with its surroundings, a part of them changed, and the crop's first frame."""
+        config, hop = self.config, self.network.hop_size
+        # One frame more than the crop leaves room to begin with a frame of the piece.
+        wanted = (config.crop_frames + 1) * hop
+        is_varied = rng.random() < config.varied
+        factor = float(np.exp(rng.uniform(-config.largest_shift, config.largest_shift))) if is_varied else 1.0
+        factor = min(factor, len(samples) / (wanted + hop))
+        length, context = math.ceil(wanted * factor), math.ceil(CONTEXT_FRAMES * hop * factor)
+        at = int(rng.integers(0, len(samples) - length + 1))
+        first = max(0, at - context)
+        piece = samples[first : at + length + context]
+        if is_varied:
+            piece = shift_speaker(piece, factor, self.network.sampling_rate)
+            piece = change_level(change_colour(piece, rng, config.colour), rng)
+            piece = piece / max(1.0, float(np.abs(piece).max()))
+        return piece, math.ceil((at - first) / factor / hop)
 
     def losses(self, batch: tuple[Tensor, ...], step: int) -> dict[str, Tensor]:
         self._to_device()
@@ -157,13 +175,12 @@ class VocoderStage(Stage):
         return [{"params": parameters, "scale": scale} for scale, parameters in sorted(groups.items())]
 
     def _to_device(self) -> None:
-        for part in (self.mel_loss, self.stft_loss, self.discriminators):
+        for part in (self.log_mel, self.mel_loss, self.stft_loss, self.discriminators):
             if part is not None:
                 part.to(self.device)
 
     def evaluate(self) -> dict[str, float]:
         """Copy-synthesis of held-out clips: losses, and L1 between the mels of synthesis and original."""
-        log_mel = LogMel(MelConfig()).to(self.device)
         rows: list[dict[str, float]] = []
         self._to_device()
         clips = self.corpus.held_out[:: max(1, len(self.corpus.held_out) // self.config.evaluation_clips)]
@@ -173,7 +190,7 @@ class VocoderStage(Stage):
             wave = torch.from_numpy(self.corpus.audio(clip))[None, : fake.shape[-1]].to(self.device)
             rows.append({
                 "mel": float(self.mel_loss(fake, wave)), "stft": float(self.stft_loss(fake, wave)),
-                "input_mel_l1": float((log_mel(fake) - mel).abs().mean()),
+                "input_mel_l1": float((self.log_mel(fake) - mel).abs().mean()),
             })  # fmt: skip
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 

@@ -1,0 +1,152 @@
+"""Copies of the training clips for s2mel: speakers and moods that the corpus does not have.
+
+| folder in ``data/`` | what is copied | prompts |
+|---|---|---|
+| ``shifted`` | every speaker as another one: pitch and formants moved | from itself |
+| ``aroused`` | some clips, calmer or more excited: rate, pitch and its range, level | plain clips |
+
+Each folder is a `Corpus` with the kinds ``mel``, ``codes`` and ``latents``; ``shifted`` has ``styles.npy``, too. A clip
+of ``aroused`` has the codes of its plain clip, stretched, and the latents that the GPT has for them under the emotion
+of speech that is stretched alike: by them s2mel hears what mood to speak in.
+Source of the analysis and synthesis: Morise et al. 2016 (WORLD), as pyworld has it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from indextts2.audio.features import fbank_mean_normalised, log_mel
+from indextts2.config import MelConfig
+from indextts2.errors import MissingExtraError
+from indextts2.models.gpt.unified_voice import UnifiedVoice
+from indextts2.models.semantic.codec import SemanticCodec
+from indextts2.models.speaker.campplus import CampPlus
+from indextts2.training.augment import shift_speaker, stretch
+from indextts2.training.codec import load_codec, load_recogniser, normalised_features
+from indextts2.training.data import AROUSED, ENCODER_RATE_HZ, MEL_RATE_HZ, SHIFTED, Clip, Corpus, clip_features
+from indextts2.training.gpt import load_stage, teacher_forced_latents
+from indextts2.training.s2mel import load_speaker_encoder
+from indextts2.training.semantic import Recogniser
+
+# Logarithms of the smallest and the largest factor of a speaker's pitch and formants, up or down.
+SHIFTS = (0.06, 0.22)
+# Every so many clips get an aroused copy.
+AROUSED_STRIDE = 2
+# What an arousal of 1 changes; -1 does the opposite. Directions: Banse and Scherer 1996, Juslin and Laukka 2003.
+LOG_RATE, SEMITONES, LOG_RANGE, LEVEL_DB = 0.25, 3.0, 0.3, 4.0
+
+
+def change_arousal(samples: np.ndarray, arousal: float, rate_hz: int) -> np.ndarray:
+    """The same words and voice (N,), more excited above 0 and calmer below; float32, about N / exp(0.25 arousal)."""
+    try:
+        import pyworld
+    except ImportError as error:
+        raise MissingExtraError("moods", "train") from error
+    x = samples.astype(np.float64)
+    rough, times = pyworld.dio(x, rate_hz)
+    f0 = pyworld.stonemask(x, rough, times, rate_hz)
+    envelope, noise = pyworld.cheaptrick(x, f0, times, rate_hz), pyworld.d4c(x, f0, times, rate_hz)
+    voiced = f0 > 0
+    if voiced.any():
+        middle = float(np.median(f0[voiced]))
+        contour = (f0[voiced] / middle) ** math.exp(LOG_RANGE * arousal)
+        f0[voiced] = middle * contour * 2 ** (SEMITONES * arousal / 12)
+    period_ms = 1000 * float(times[1] - times[0]) * math.exp(-LOG_RATE * arousal)
+    spoken = pyworld.synthesize(f0, envelope, noise, rate_hz, period_ms) * 10 ** (LEVEL_DB * arousal / 20)
+    return (spoken / max(1.0, float(np.abs(spoken).max()))).astype(np.float32)
+
+
+@dataclass
+class Copies:
+    """Copies while they are made: clips with the rows of each kind."""
+
+    clips: list[Clip] = field(default_factory=list)
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def add(self, clip: Clip, speaker: str, mel: np.ndarray, codes: np.ndarray) -> None:
+        """Add a copy of `clip` with its mel (F, M) and codes (K,)."""
+        last = self.clips[-1].spans if self.clips else {"mel": (0, 0), "fbank": (0, 0)}
+        spans = {kind: (last[kind][1], last[kind][1] + len(rows)) for kind, rows in (("mel", mel), ("fbank", codes))}
+        self.rows.setdefault("mel", []).append(mel.astype(np.float16))
+        self.rows.setdefault("codes", []).append(codes.astype(np.int16))
+        self.clips.append(replace(clip, speaker=speaker, seconds=len(mel) * 256 / MEL_RATE_HZ, spans=spans))
+
+    def save(self, folder: Path, latents: Iterable[np.ndarray]) -> None:
+        """Write all kinds and, last, the index."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, rows in self.rows.items():
+            np.save(folder / f"{kind}.npy", np.concatenate(rows))
+        np.save(folder / "latents.npy", np.concatenate(list(latents)).astype(np.float16))
+        index = "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in self.clips)
+        (folder / "index.jsonl").write_text(index, encoding="utf-8")
+
+
+@torch.inference_mode()
+def write_shifted(
+    corpus: Corpus, recogniser: Recogniser, codec: SemanticCodec, speaker: CampPlus, voice: UnifiedVoice, seed: int = 1
+) -> None:
+    """Write ``data/shifted``: each speaker that is trained on, once more as another one."""
+    rng = np.random.default_rng(seed)
+    factors = {name: math.exp(rng.choice((-1, 1)) * rng.uniform(*SHIFTS)) for name in corpus.speakers}
+    copies, styles, features = Copies(), [], []
+    for number in tqdm(corpus.train, desc="other speakers", unit="clip"):
+        clip = corpus.clips[number]
+        factor = factors[clip.speaker]
+        audio, audio_16k = (
+            shift_speaker(corpus.audio(number, rate), factor, rate) for rate in (MEL_RATE_HZ, ENCODER_RATE_HZ)
+        )
+        arrays = clip_features(audio, audio_16k, MelConfig())
+        rows = normalised_features(corpus, recogniser, arrays["fbank"])
+        codes = codec.quantize(torch.from_numpy(rows)[None])[0][0].numpy()
+        styles.append(speaker(torch.from_numpy(fbank_mean_normalised(audio_16k))[None])[0].numpy())
+        features.append(rows)
+        copies.add(clip, f"{clip.speaker}*{factor:.3f}", arrays["mel"], codes)
+    folder = corpus.folder / SHIFTED
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "styles.npy", np.stack(styles))
+    by_speaker: dict[str, list[int]] = {}
+    for number, clip in enumerate(copies.clips):
+        by_speaker.setdefault(clip.speaker, []).append(number)
+
+    def latents() -> Iterable[np.ndarray]:
+        for number, clip in enumerate(tqdm(copies.clips, desc="their latents", unit="clip")):
+            others = [n for n in by_speaker[clip.speaker] if n != number] or [number]
+            condition = features[int(rng.choice(others))]
+            yield teacher_forced_latents(voice, clip, copies.rows["codes"][number], condition, condition)
+
+    copies.save(folder, latents())
+
+
+@torch.inference_mode()
+def write_aroused(corpus: Corpus, voice: UnifiedVoice, seed: int = 1) -> None:
+    """Write ``data/aroused``: every second clip at an arousal of its own."""
+    rng = np.random.default_rng(seed)
+    copies, latents = Copies(), []
+    room = voice.config.max_mel_tokens
+    for number in tqdm(corpus.train[::AROUSED_STRIDE], desc="other moods", unit="clip"):
+        clip, arousal = corpus.clips[number], float(rng.uniform(-1, 1))
+        tempo = math.exp(-LOG_RATE * arousal)
+        codes = stretch(corpus.get("codes", number, like="fbank").astype(np.int64), tempo)
+        if len(codes) > room:
+            continue
+        audio = change_arousal(corpus.audio(number), arousal, MEL_RATE_HZ)
+        mel = log_mel(audio, MelConfig()).reshape(MelConfig().n_mels, -1).T
+        condition = corpus.get("features", corpus.other_clip(number, rng), like="fbank").astype(np.float32)
+        latents.append(teacher_forced_latents(voice, clip, codes, condition, stretch(condition, tempo)))
+        copies.add(clip, clip.speaker, mel, codes)
+    copies.save(corpus.folder / AROUSED, latents)
+
+
+def write_copies(work: Path) -> None:
+    """Write both folders from the trained stages `semantic`, `codec`, `speaker` and `gpt`."""
+    corpus, voice = Corpus(work / "data"), load_stage(work, "cpu").model.voice.eval()
+    write_aroused(corpus, voice)
+    write_shifted(corpus, load_recogniser(work), load_codec(work), load_speaker_encoder(work), voice)
