@@ -2,8 +2,9 @@
 
 Legend: B batch, C channels, T samples at the base rate.
 
-Two implementations of one calculation: the C kernel of indextts2.native for float32 on the CPU, which keeps the
-doubled rate in the cache and passes over the memory once, and the PyTorch code below for everything else.
+Three implementations of one calculation: the C kernel of indextts2.native for float32 on the CPU and a Triton kernel
+for float32 on CUDA devices, which keep the doubled rate out of the memory and pass over it once, and the PyTorch code
+below for everything else.
 
 There the signal at the doubled rate is kept as its two phases (`even` 2t, `odd` 2t+1), so that every filter is a sum of
 six shifted copies: on CPUs this is faster than grouped convolutions, and nothing is interleaved. Both phases carry
@@ -15,7 +16,9 @@ Source: BigVGAN (Lee et al., 2023), spec 08 section 3.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -131,10 +134,27 @@ def snake_gradients(u: Tensor, g: Tensor, frequency: Tensor, magnitude: Tensor) 
     return slope.mul_(frequency * magnitude).add_(g), g_frequency, g_magnitude
 
 
+def triton_kernel(*tensors: Tensor) -> ModuleType | None:
+    """The module `snake_triton` where it can compute on these; it is imported for CUDA tensors only."""
+    if not tensors[0].is_cuda or not _has_triton():
+        return None
+    from indextts2.models.vocoder import snake_triton
+
+    return snake_triton if snake_triton.usable(*tensors) else None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def anti_aliased_snake(x: Tensor, frequency: Tensor, magnitude: Tensor) -> Tensor:
     """(B,C,T) -> (B,C,T) without gradients; `frequency` and `magnitude` (C,1)."""
     if library.usable(x, frequency, magnitude):
         return snake_forward(x, frequency, magnitude, _taps())
+    if (kernel := triton_kernel(x, frequency, magnitude)) is not None:
+        result: Tensor = kernel.snake_forward(x, frequency, magnitude, tuple(kaiser_sinc_filter()))
+        return result
     even, odd = upsample(x)
     return downsample(snake_(even, frequency, magnitude), snake_(odd, frequency, magnitude))
 
