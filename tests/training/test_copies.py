@@ -16,11 +16,12 @@ from indextts2.training.codec import write_features
 from indextts2.training.copies import (
     SHIFTS,
     Copies,
-    change_arousal,
+    VoiceChange,
     write_aroused,
+    write_revoiced,
     write_shifted,
 )
-from indextts2.training.data import AROUSED, SHIFTED, Corpus, copies
+from indextts2.training.data import AROUSED, REVOICED, SHIFTED, Corpus, copies
 from indextts2.training.prosody import prosody
 from indextts2.training.s2mel import Item, S2MelStage, S2MelStageConfig
 from indextts2.training.semantic import Recogniser
@@ -102,8 +103,8 @@ def voice_like(seconds: float = 2.0) -> np.ndarray:
 def test_arousal_moves_pitch_rate_and_level(arousal: float) -> None:
     pytest.importorskip("pyworld")
     pytest.importorskip("librosa")
-    plain = change_arousal(voice_like(), 0.0, RATE)
-    moved = change_arousal(voice_like(), arousal, RATE)
+    plain = VoiceChange().apply(voice_like(), RATE)
+    moved = VoiceChange.of_arousal(arousal).apply(voice_like(), RATE)
     before, after = prosody(plain, RATE, 6), prosody(moved, RATE, 6)
     assert moved.dtype == np.float32
     assert before["pitch_hz"] == pytest.approx(140, rel=0.02)
@@ -112,15 +113,36 @@ def test_arousal_moves_pitch_rate_and_level(arousal: float) -> None:
     assert after["level_dbfs"] - before["level_dbfs"] == pytest.approx(4 * arousal, abs=1)
 
 
-def test_aroused_copies_keep_speaker_and_text(corpus: Corpus, tiny_config: ModelConfig) -> None:
+def test_formants_move_without_the_pitch() -> None:
+    pytest.importorskip("pyworld")
+    pytest.importorskip("librosa")
+    bright = voice_like()
+    spectrum = np.abs(np.fft.rfft(VoiceChange(formants=1.5).apply(bright, RATE)))
+    plain = np.abs(np.fft.rfft(VoiceChange().apply(bright, RATE)))
+    hz = np.arange(len(plain)) * RATE / len(bright)
+    # The harmonics end at 30 * 140 Hz, with other formants at half as much more.
+    beyond = (hz > 4500) & (hz < 6000)
+    assert spectrum[beyond].sum() > 10 * plain[beyond].sum()
+    moved = VoiceChange(pitch=1.5, formants=1.0).apply(bright, RATE)
+    assert prosody(moved, RATE, 6)["pitch_hz"] == pytest.approx(210, rel=0.02)
+    assert prosody(VoiceChange(formants=1.5).apply(bright, RATE), RATE, 6)["pitch_hz"] == pytest.approx(140, rel=0.02)
+
+
+def test_copies_by_analysis_keep_text_and_timing(corpus: Corpus, tiny_config: ModelConfig) -> None:
     pytest.importorskip("pyworld")
     shifted(corpus, tiny_config)
     make_stage("s2mel", corpus, tiny_config)
     write_aroused(corpus, UnifiedVoice(tiny_config.gpt).eval())
-    copy = copies(corpus)[AROUSED]
-    assert 0 < len(copy) < len(corpus.train)
+    write_revoiced(corpus, CampPlus(CAMPPLUS).eval())
     by_path = {clip.path: clip for clip in corpus.clips}
-    for number, clip in enumerate(copy.clips):
-        assert (clip.speaker, clip.text) == (by_path[clip.path].speaker, by_path[clip.path].text)
-        tempo = clip.length("fbank") / by_path[clip.path].length("fbank")
-        assert copy.get("mel", number).shape[0] == pytest.approx(by_path[clip.path].length("mel") * tempo, rel=0.05)
+    moods, voices = copies(corpus)[AROUSED], copies(corpus)[REVOICED]
+    assert len(moods) + len(voices) == len(corpus.train)
+    for copy in (moods, voices):
+        for number, clip in enumerate(copy.clips):
+            plain = by_path[clip.path]
+            tempo = clip.length("fbank") / plain.length("fbank")
+            assert copy.get("mel", number).shape[0] == pytest.approx(plain.length("mel") * tempo, rel=0.05)
+            assert len(copy.get("latents", number, like="fbank")) == clip.length("fbank")
+    assert {clip.speaker for clip in moods.clips} <= set(corpus.speakers)
+    assert not {clip.speaker for clip in voices.clips} & set(corpus.speakers)
+    assert len(np.load(voices.folder / "styles.npy")) == len(voices)

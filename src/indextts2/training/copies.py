@@ -2,12 +2,14 @@
 
 | folder in ``data/`` | what is copied | prompts |
 |---|---|---|
-| ``shifted`` | every speaker as another one: pitch and formants moved | from itself |
-| ``aroused`` | some clips, calmer or more excited: rate, pitch and its range, level | plain clips |
+| ``shifted`` | every speaker as another one: pitch and formants moved together, by resampling | from itself |
+| ``revoiced`` | half of the clips: pitch, its range and formants moved apart, far beyond the corpus | from itself |
+| ``aroused`` | the other half, calmer or more excited: rate, pitch and its range, level | plain clips |
 
-Each folder is a `Corpus` with the kinds ``mel``, ``codes`` and ``latents``; ``shifted`` has ``styles.npy``, too. A clip
-of ``aroused`` has the codes of its plain clip, stretched, and the latents that the GPT has for them under the emotion
-of speech that is stretched alike: by them s2mel hears what mood to speak in.
+Each folder is a `Corpus` with the kinds ``mel``, ``codes`` and ``latents``, and ``styles.npy`` where it prompts itself.
+A clip of ``revoiced`` keeps the codes and latents of its plain clip. One of ``aroused`` has the same codes, stretched,
+and the latents that the GPT has for them under the emotion of speech that is stretched alike: by them s2mel hears what
+mood to speak in.
 Source of the analysis and synthesis: Morise et al. 2016 (WORLD), as pyworld has it.
 """
 
@@ -20,6 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 from tqdm import tqdm
 
@@ -31,37 +34,70 @@ from indextts2.models.semantic.codec import SemanticCodec
 from indextts2.models.speaker.campplus import CampPlus
 from indextts2.training.augment import shift_speaker, stretch
 from indextts2.training.codec import load_codec, load_recogniser, normalised_features
-from indextts2.training.data import AROUSED, ENCODER_RATE_HZ, MEL_RATE_HZ, SHIFTED, Clip, Corpus, clip_features
+from indextts2.training.data import (
+    AROUSED,
+    ENCODER_RATE_HZ,
+    MEL_RATE_HZ,
+    REVOICED,
+    SHIFTED,
+    Clip,
+    Corpus,
+    clip_features,
+)
 from indextts2.training.gpt import load_stage, teacher_forced_latents
 from indextts2.training.s2mel import load_speaker_encoder
 from indextts2.training.semantic import Recogniser
 
 # Logarithms of the smallest and the largest factor of a speaker's pitch and formants, up or down.
 SHIFTS = (0.06, 0.22)
-# Every so many clips get an aroused copy.
-AROUSED_STRIDE = 2
+PITCH_LIMITS_HZ = (60.0, 520.0)
+# The same for the pitch of a revoiced speaker, its range in logarithms, and his formants.
+PITCHES, RANGES, FORMANTS = (-0.3, 0.9), (-0.2, 0.5), (-0.12, 0.25)
 # What an arousal of 1 changes; -1 does the opposite. Directions: Banse and Scherer 1996, Juslin and Laukka 2003.
 LOG_RATE, SEMITONES, LOG_RANGE, LEVEL_DB = 0.25, 3.0, 0.3, 4.0
 
 
-def change_arousal(samples: np.ndarray, arousal: float, rate_hz: int) -> np.ndarray:
-    """The same words and voice (N,), more excited above 0 and calmer below; float32, about N / exp(0.25 arousal)."""
-    try:
-        import pyworld
-    except ImportError as error:
-        raise MissingExtraError("moods", "train") from error
-    x = samples.astype(np.float64)
-    rough, times = pyworld.dio(x, rate_hz)
-    f0 = pyworld.stonemask(x, rough, times, rate_hz)
-    envelope, noise = pyworld.cheaptrick(x, f0, times, rate_hz), pyworld.d4c(x, f0, times, rate_hz)
-    voiced = f0 > 0
-    if voiced.any():
-        middle = float(np.median(f0[voiced]))
-        contour = (f0[voiced] / middle) ** math.exp(LOG_RANGE * arousal)
-        f0[voiced] = middle * contour * 2 ** (SEMITONES * arousal / 12)
-    period_ms = 1000 * float(times[1] - times[0]) * math.exp(-LOG_RATE * arousal)
-    spoken = pyworld.synthesize(f0, envelope, noise, rate_hz, period_ms) * 10 ** (LEVEL_DB * arousal / 20)
-    return (spoken / max(1.0, float(np.abs(spoken).max()))).astype(np.float32)
+@dataclass(frozen=True)
+class VoiceChange:
+    """How a recording is spoken anew. Factors, the level in dB; `pitch_range` is an exponent around the median."""
+
+    pitch: float = 1.0
+    pitch_range: float = 1.0
+    formants: float = 1.0
+    rate: float = 1.0
+    level_db: float = 0.0
+
+    @classmethod
+    def of_arousal(cls, arousal: float) -> VoiceChange:
+        """The same voice, more excited above 0 and calmer below."""
+        return cls(
+            pitch=2 ** (SEMITONES * arousal / 12), pitch_range=math.exp(LOG_RANGE * arousal),
+            rate=math.exp(LOG_RATE * arousal), level_db=LEVEL_DB * arousal,
+        )  # fmt: skip
+
+    def apply(self, samples: np.ndarray, rate_hz: int) -> np.ndarray:
+        """The words of `samples` (N,), changed: about N / rate samples, float32."""
+        try:
+            import pyworld
+        except ImportError as error:
+            raise MissingExtraError("other voices and moods", "train") from error
+        x = samples.astype(np.float64)
+        rough, times = pyworld.dio(x, rate_hz)
+        f0 = pyworld.stonemask(x, rough, times, rate_hz)
+        envelope, noise = pyworld.cheaptrick(x, f0, times, rate_hz), pyworld.d4c(x, f0, times, rate_hz)
+        voiced = f0 > 0
+        if voiced.any():
+            middle = float(np.median(f0[voiced]))
+            f0[voiced] = (middle * self.pitch * (f0[voiced] / middle) ** self.pitch_range).clip(*PITCH_LIMITS_HZ)
+        bins = np.arange(envelope.shape[1]) / self.formants
+        low = bins.astype(int).clip(max=envelope.shape[1] - 2)
+        part = np.minimum(bins - low, 1.0)
+        envelope, noise = (
+            np.ascontiguousarray(y[:, low] * (1 - part) + y[:, low + 1] * part) for y in (envelope, noise)
+        )
+        period_ms = 1000 * float(times[1] - times[0]) / self.rate
+        spoken = pyworld.synthesize(f0, envelope, noise, rate_hz, period_ms) * 10 ** (self.level_db / 20)
+        return (spoken / max(1.0, float(np.abs(spoken).max()))).astype(np.float32)
 
 
 @dataclass
@@ -126,27 +162,50 @@ def write_shifted(
 
 
 @torch.inference_mode()
+def write_revoiced(corpus: Corpus, speaker: CampPlus, seed: int = 1) -> None:
+    """Write ``data/revoiced``: every second clip in a voice that its speaker gets for all of them."""
+    rng = np.random.default_rng(seed)
+    drawn = {name: np.exp([rng.uniform(*span) for span in (PITCHES, RANGES, FORMANTS)]) for name in corpus.speakers}
+    copies, styles, latents = Copies(), [], []
+    for number in tqdm(corpus.train[1::2], desc="other voices", unit="clip"):
+        clip = corpus.clips[number]
+        pitch, pitch_range, formants = drawn[clip.speaker].tolist()
+        audio = VoiceChange(pitch, pitch_range, formants).apply(corpus.audio(number), MEL_RATE_HZ)
+        audio_16k = soxr.resample(audio, MEL_RATE_HZ, ENCODER_RATE_HZ)
+        styles.append(speaker(torch.from_numpy(fbank_mean_normalised(audio_16k))[None])[0].numpy())
+        latents.append(corpus.get("latents", number, like="fbank"))
+        codes = corpus.get("codes", number, like="fbank")
+        copies.add(clip, f"{clip.speaker}*{pitch:.2f}*{formants:.2f}", log_mel(audio, MelConfig()).T, codes)
+    copies.save(corpus.folder / REVOICED, latents)
+    np.save(corpus.folder / REVOICED / "styles.npy", np.stack(styles))
+
+
+@torch.inference_mode()
 def write_aroused(corpus: Corpus, voice: UnifiedVoice, seed: int = 1) -> None:
     """Write ``data/aroused``: every second clip at an arousal of its own."""
     rng = np.random.default_rng(seed)
     copies, latents = Copies(), []
     room = voice.config.max_mel_tokens
-    for number in tqdm(corpus.train[::AROUSED_STRIDE], desc="other moods", unit="clip"):
-        clip, arousal = corpus.clips[number], float(rng.uniform(-1, 1))
-        tempo = math.exp(-LOG_RATE * arousal)
-        codes = stretch(corpus.get("codes", number, like="fbank").astype(np.int64), tempo)
+    for number in tqdm(corpus.train[::2], desc="other moods", unit="clip"):
+        clip, change = corpus.clips[number], VoiceChange.of_arousal(float(rng.uniform(-1, 1)))
+        codes = stretch(corpus.get("codes", number, like="fbank").astype(np.int64), 1 / change.rate)
         if len(codes) > room:
             continue
-        audio = change_arousal(corpus.audio(number), arousal, MEL_RATE_HZ)
-        mel = log_mel(audio, MelConfig()).reshape(MelConfig().n_mels, -1).T
+        mel = log_mel(change.apply(corpus.audio(number), MEL_RATE_HZ), MelConfig()).T
         condition = corpus.get("features", corpus.other_clip(number, rng), like="fbank").astype(np.float32)
-        latents.append(teacher_forced_latents(voice, clip, codes, condition, stretch(condition, tempo)))
+        emotion = stretch(condition, 1 / change.rate)
+        latents.append(teacher_forced_latents(voice, clip, codes, condition, emotion))
         copies.add(clip, clip.speaker, mel, codes)
     copies.save(corpus.folder / AROUSED, latents)
 
 
 def write_copies(work: Path) -> None:
-    """Write both folders from the trained stages `semantic`, `codec`, `speaker` and `gpt`."""
-    corpus, voice = Corpus(work / "data"), load_stage(work, "cpu").model.voice.eval()
+    """Write all folders from the trained stages `semantic`, `codec`, `speaker` and `gpt`, and the latents."""
+    corpus, voice, speaker = (
+        Corpus(work / "data"),
+        load_stage(work, "cpu").model.voice.eval(),
+        load_speaker_encoder(work),
+    )
+    write_revoiced(corpus, speaker)
     write_aroused(corpus, voice)
-    write_shifted(corpus, load_recogniser(work), load_codec(work), load_speaker_encoder(work), voice)
+    write_shifted(corpus, load_recogniser(work), load_codec(work), speaker, voice)

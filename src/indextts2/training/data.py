@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 MEL_RATE_HZ, ENCODER_RATE_HZ = 22050, 16000
 KINDS = ("audio_22k", "audio_16k", "mel", "fbank")
-# Folders inside of a prepared corpus with copies of its clips: other speakers, other moods.
-SHIFTED, AROUSED = "shifted", "aroused"
+# Folders inside of a prepared corpus with copies of its clips: other speakers, other voices, other moods.
+SHIFTED, REVOICED, AROUSED = "shifted", "revoiced", "aroused"
 # Never trained on: two plain voices and six mixed ones of the corpus.
 HELD_OUT_SPEAKERS = (
     "k_af_river", "k_bm_lewis", "k_f0051", "k_f0151", "k_f0251", "k_m0050", "k_m0150", "k_m0250",
@@ -108,7 +108,7 @@ class Corpus:
 
 def copies(corpus: Corpus) -> dict[str, Corpus]:
     """The copies of `corpus` that have been written, by the names of their folders."""
-    folders = {name: corpus.folder / name for name in (SHIFTED, AROUSED)}
+    folders = {name: corpus.folder / name for name in (SHIFTED, REVOICED, AROUSED)}
     return {name: Corpus(folder) for name, folder in folders.items() if (folder / "index.jsonl").exists()}
 
 

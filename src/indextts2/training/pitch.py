@@ -9,6 +9,7 @@ Source of the targets: Mauch and Dixon 2014 (pYIN), as librosa has it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from indextts2.audio.features import log_mel
 from indextts2.config import BigVGANConfig, MelConfig, build
 from indextts2.errors import ConfigError, MissingExtraError
-from indextts2.models.vocoder.source import PITCH_CLASSES, PitchEstimator, class_place
+from indextts2.models.vocoder.source import HIGHEST_HZ, LOWEST_HZ, PITCH_CLASSES, PitchEstimator, class_place
+from indextts2.training.augment import shift_speaker
 from indextts2.training.data import Corpus
 from indextts2.training.embedded import embedded_model_config
 from indextts2.training.prosody import PITCH_RANGE_HZ
@@ -55,6 +58,9 @@ class PitchStageConfig:
     # Predicted mels are smoother and noisier than true ones.
     largest_noise: float = 0.5
     largest_level: float = 2.0
+    # Part of the crops that is moved by factors of these logarithms: other voices, higher ones than the corpus has.
+    shifted: float = 0.5
+    shifts: tuple[float, float] = (-0.25, 0.6)
 
 
 def track_pitch(samples: np.ndarray, frames: int, config: MelConfig) -> np.ndarray:
@@ -126,20 +132,37 @@ class PitchStage(Stage):
 
     def next_batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Mels (B,M,F), pitch (B,F) in Hz and voicing (B,F) of random crops, with noise and at any level."""
-        frames = self.config.crop_frames
         mels, hz, voiced = [], [], []
         for clip in rng.choice(self.train, self.config.batch_size):
-            contour = self.targets[int(clip)]
-            start = int(rng.integers(0, len(contour.hz) - frames + 1))
-            crop = slice(start, start + frames)
-            mel = self.corpus.get("mel", int(clip))[crop].T.astype(np.float32)
+            mel, contour = self._crop(int(clip), rng)
             noise = rng.uniform(0, self.config.largest_noise) * rng.standard_normal(mel.shape, dtype=np.float32)
             mels.append(mel + noise + np.float32(rng.uniform(-1, 1) * self.config.largest_level))
-            hz.append(contour.hz[crop])
-            voiced.append(contour.voiced[crop])
-        stacked = (np.stack(mels), np.stack(hz), np.stack(voiced).astype(np.float32))
+            hz.append(contour.hz)
+            voiced.append(contour.voiced)
+        stacked = (np.stack(mels), np.stack(hz), np.stack(voiced))
         mel_batch, hz_batch, voiced_batch = (torch.from_numpy(x.astype(np.float32)) for x in stacked)
         return mel_batch, hz_batch, voiced_batch
+
+    def _crop(self, clip: int, rng: np.random.Generator) -> tuple[np.ndarray, Contour]:
+        """Mel (M,F) and pitch of a random crop, for a part of them of another voice."""
+        frames, hop, contour = self.config.crop_frames, MelConfig().hop_length, self.targets[clip]
+        if rng.random() >= self.config.shifted:
+            start = int(rng.integers(0, len(contour.hz) - frames + 1))
+            crop = slice(start, start + frames)
+            mel = self.corpus.get("mel", clip)[crop].T.astype(np.float32)
+            return mel, Contour(contour.hz[crop], contour.voiced[crop])
+        # The first and the last frame of a piece see what is not there.
+        wanted = frames + 2
+        factor = min(float(np.exp(rng.uniform(*self.config.shifts))), len(contour.hz) / (wanted + 1))
+        length = math.ceil((wanted + 1) * factor)
+        start = int(rng.integers(0, max(0, len(contour.hz) - length) + 1))
+        samples = self.corpus.audio(clip)[start * hop : (start + length) * hop]
+        mel = log_mel(shift_speaker(samples, factor, MelConfig().sample_rate), MelConfig())[:, 1 : frames + 1]
+        # Middles of the frames of the other voice, in frames of the clip.
+        place = (np.arange(1, frames + 1) + 0.5) * factor - 0.5 + start
+        hz = np.exp(np.interp(place, np.arange(len(contour.hz)), np.log(contour.hz))) * factor
+        nearest = place.round().astype(np.int64).clip(max=len(contour.hz) - 1)
+        return mel, Contour(hz.clip(LOWEST_HZ, HIGHEST_HZ).astype(np.float32), contour.voiced[nearest])
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor], step: int) -> dict[str, Tensor]:
         mel, hz, voiced = (x.to(self.device) for x in batch)

@@ -30,7 +30,7 @@ from indextts2.models.s2mel.length_regulator import LengthRegulator
 from indextts2.models.semantic.codec import SemanticCodec
 from indextts2.models.speaker.campplus import CampPlus
 from indextts2.training.codec import load_codec
-from indextts2.training.data import ENCODER_RATE_HZ, SHIFTED, Corpus, LengthBatches, copies, pad
+from indextts2.training.data import AROUSED, ENCODER_RATE_HZ, Corpus, LengthBatches, copies, pad
 from indextts2.training.embedded import embedded_model_config
 from indextts2.training.runner import RunConfig, Stage, load_trained
 
@@ -289,7 +289,7 @@ class S2MelStage(Stage):
 
 def _sources(corpus: Corpus, copied: dict[str, Corpus]) -> list[Source]:
     """The corpus and its copies. Other speakers have prompts of their own, other moods those of plain speech."""
-    pairs = [(corpus, corpus), *((copy, copy if name == SHIFTED else corpus) for name, copy in copied.items())]
+    pairs = [(corpus, corpus), *((copy, corpus if name == AROUSED else copy) for name, copy in copied.items())]
     return [Source(targets, prompts, np.load(prompts.folder / "styles.npy")) for targets, prompts in pairs]
 
 

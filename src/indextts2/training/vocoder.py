@@ -55,9 +55,9 @@ class VocoderStageConfig:
     # 0: never.
     adversarial_after_steps: int = 0
     discriminator_learning_rate: float = 2e-4
-    # Part of the crops that is changed: pitch and formants up to exp(largest_shift) higher or lower, colour and level.
+    # Part of the crops that is changed: pitch and formants by factors of these logarithms, colour and level.
     varied: float = 0.5
-    largest_shift: float = 0.25
+    shifts: tuple[float, float] = (-0.25, 0.5)
     colour: float = 0.5
     evaluation_clips: int = 16
 
@@ -110,7 +110,7 @@ class VocoderStage(Stage):
         # One frame more than the crop leaves room to begin with a frame of the piece.
         wanted = (config.crop_frames + 1) * hop
         is_varied = rng.random() < config.varied
-        factor = float(np.exp(rng.uniform(-config.largest_shift, config.largest_shift))) if is_varied else 1.0
+        factor = float(np.exp(rng.uniform(*config.shifts))) if is_varied else 1.0
         factor = min(factor, len(samples) / (wanted + hop))
         length, context = math.ceil(wanted * factor), math.ceil(CONTEXT_FRAMES * hop * factor)
         at = int(rng.integers(0, len(samples) - length + 1))
