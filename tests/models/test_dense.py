@@ -40,7 +40,7 @@ def onednn(use: Use) -> None:
 
 @pytest.fixture
 def calls(onednn: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the rows that oneDNN got."""
+    """Shapes of the rows that oneDNN got; it also gets what our kernel would take (tests/native/test_product.py)."""
     product, shapes = dense._product, []
 
     def spy(x: Tensor, *rest: object) -> Tensor:
@@ -48,6 +48,7 @@ def calls(onednn: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]
         return product(x, *rest)
 
     monkeypatch.setattr(dense, "_product", spy)
+    monkeypatch.setattr(dense, "few_rows", lambda x, weight: False)
     return shapes
 
 

@@ -1,11 +1,12 @@
 """Dense layers of inference on CPUs: matrix products by the faster of the two libraries that torch carries.
 
-Legend: B batch, T frames, Q frames that ask, N heads, D width of a head.
+Legend: I inputs, O outputs, B batch, T frames, Q frames that ask, N heads, D width of a head.
 
 `F.linear` goes to MKL, which runs at half speed on processors that are not Intel's. oneDNN does not. Torch calls it for
 convolutions, for other types, and from what `torch.compile` makes; this is the operator that the latter uses. Results
 differ in rounding. Which library computes a product depends on the processor and on shapes, never on a measurement, so
-that a seed gives the same speech again.
+that a seed gives the same speech again. A few rows and a weight that lies in memory as (I, O) go to neither of them but
+to our own kernel.
 
 Whatever records gradients, is traced or compiled, or is no plain float32 on a CPU, goes the ordinary way.
 """
@@ -26,6 +27,8 @@ from typing import Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from indextts2.native.product import few_rows, multiply_rows
 
 logger = logging.getLogger(__name__)
 _thread = threading.local()
@@ -115,6 +118,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `F.linear`: (..., I) and (O, I) -> (..., O)."""
     if (dtype := reduced_dtype(x)) is not None:
         return reduced_linear(x, weight.to(dtype), bias)
+    if weight.stride(0) == 1 and _inferring() and few_rows(x, transposed := weight.t()):
+        return multiply_rows(x, transposed, bias)
     if not _worthwhile(x, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
     # Rows must be dense: for others the operator falls back to a reference loop that is a hundred times slower.
@@ -162,14 +167,18 @@ def uses_onednn() -> bool:
 def _worthwhile(x: Tensor, products: int) -> bool:
     return (
         products >= FEWEST_PRODUCTS
-        and not torch.is_grad_enabled()
+        and _inferring()
         and x.is_cpu
         and x.dtype is torch.float32
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and uses_onednn()
     )
+
+
+def _inferring() -> bool:
+    """Whether nothing records gradients and types are left as they are."""
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def _dense(weight: Tensor) -> Tensor:

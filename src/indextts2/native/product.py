@@ -1,0 +1,56 @@
+"""Products of a few rows with a matrix in C, for inference in float32.
+
+Legend: R rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from indextts2.native.library import Queue, loaded, run, usable
+
+# With more rows than this, libraries that keep a part of the matrix in the cache are as fast.
+MOST_ROWS = 32
+# Fewer weights than this are not worth waking up another thread.
+WEIGHTS_PER_THREAD = 1 << 17
+# Threads share out columns in multiples of this, whole cache lines.
+COLUMN_MULTIPLE = 16
+
+
+class ProductTask(ctypes.Structure):
+    """Layout of product.c."""
+
+    _fields_ = (
+        ("queue", Queue),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "columns")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "result")),
+    )
+
+
+def few_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether `multiply_rows` can compute these, on a processor where that is faster than PyTorch."""
+    few = x.numel() <= MOST_ROWS * weight.shape[0]
+    return few and weight.is_contiguous() and usable(x, weight) and bool(loaded().product_is_fast())
+
+
+def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W + bias without gradients: (..., I), `weight` (I,O) without gaps and `bias` (O) -> (..., O).
+
+    A row gives the same bits whatever other rows there are, and on any number of threads.
+    """
+    x = x.contiguous()
+    inputs, outputs = weight.shape
+    threads = max(min(torch.get_num_threads(), weight.numel() // WEIGHTS_PER_THREAD), 1)
+    columns = -(-outputs // (threads * COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
+    pieces = -(-outputs // columns)
+    result = x.new_empty(*x.shape[:-1], outputs)
+    task = ProductTask(
+        Queue(pieces, 0),
+        *(x.numel() // inputs, inputs, outputs, columns),
+        *(x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), result.data_ptr()),
+    )
+    run(loaded().multiply_rows, task, pieces)
+    return result
