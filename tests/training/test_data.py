@@ -8,6 +8,7 @@ import pytest
 from indextts2.errors import ConfigError
 from indextts2.text.phonemes import PIECES, phoneme_ids, split_phonemes
 from indextts2.training.data import HELD_OUT_SPEAKERS, Corpus, LengthBatches, pad
+from indextts2.training.listening import listen
 
 
 def test_prepared_arrays_have_the_rates_of_the_model(corpus: Corpus) -> None:
@@ -76,3 +77,41 @@ def test_phonemes_join_stress_and_vowel_and_drop_what_is_unknown() -> None:
     ids = phoneme_ids("hˌi ɪz.")
     assert [PIECES[i] for i in ids] == ["h", "ˌi", " ", "ɪ", "z", "."]
     assert min(ids) > 1
+
+
+class Parrot:
+    """Hears what a clip says, but for every third one."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.count = text, 0
+
+    def transcribe(self, samples: np.ndarray, sample_rate_hz: int) -> str:
+        assert sample_rate_hz == 16000
+        assert len(samples) > 0
+        self.count += 1
+        return self.text if self.count % 3 else "something else entirely"
+
+
+def test_misread_clips_are_not_trained_on(corpus: Corpus) -> None:
+    pytest.importorskip("jiwer")
+    pytest.importorskip("num2words")
+    listener = Parrot("He is dest.")
+    figures = listen(corpus, listener)
+    assert figures["clips"] == len(corpus)
+    assert figures["misread"] == 3
+    assert 0.3 < figures["word_error"] < 0.5
+    again = Corpus(corpus.folder)
+    misread = {number for number in range(len(corpus)) if number % 3 == 2}
+    assert set(again.train) == set(corpus.train) - misread
+    assert set(again.held_out) == set(corpus.held_out)
+
+
+def test_listening_goes_on_where_it_was_cut(corpus: Corpus) -> None:
+    pytest.importorskip("jiwer")
+    pytest.importorskip("num2words")
+    listen(corpus, Parrot("he is dest"))
+    lines = (corpus.folder / "heard.jsonl").read_text().splitlines()
+    (corpus.folder / "heard.jsonl").write_text("\n".join(lines[:-2]) + "\n")
+    listener = Parrot("he is dest")
+    assert listen(corpus, listener)["clips"] == len(corpus)
+    assert listener.count == 2

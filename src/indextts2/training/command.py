@@ -26,9 +26,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "stage",
-        choices=("prepare", *STAGES, "latents", "copies", "package", "evaluate", "finetune"),
-        help="prepare the corpus, train a stage, write the GPT's latents and copies of the clips in other voices and "
-        "moods for a longer run of s2mel, write the model, judge it, or fine-tune the GPT of a model",
+        choices=("prepare", "listen", *STAGES, "latents", "copies", "package", "evaluate", "finetune"),
+        help="prepare the corpus, leave out clips that a recogniser misreads, train a stage, write the GPT's latents "
+        "and copies of the clips in other voices and moods for a longer run of s2mel, write the model, judge it, or "
+        "fine-tune the GPT of a model",
     )
     add("--work", type=Path, required=True, metavar="DIR", help="holds data/ and one folder per stage")
     add("--corpus", type=Path, metavar="DIR", help="prepare: folder with manifest.jsonl and the clips")
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("bfloat16", "float32"), help="of the forward and backward pass")
     add("--device", help="cpu, cuda")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the stage, such as batch_size=64")
-    judging = parser.add_argument_group("evaluate")
+    judging = parser.add_argument_group("evaluate, listen")
     add = judging.add_argument
     add("--sentences", type=Path, metavar="FILE", help="text file with one sentence a line, for the way `speech`")
     add("--references", metavar="DIR", help="folder with more reference recordings, for the way `speech`")
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.INFO)
     if options.stage == "prepare":
         _prepare(options)
+    elif options.stage == "listen":
+        _listen(options)
     elif options.stage == "latents":
         _latents(options)
     elif options.stage == "copies":
@@ -125,6 +128,25 @@ def _prepare(options: argparse.Namespace) -> None:
     prepare_corpus(options.corpus, options.work / "data", tqdm)
 
 
+def _listen(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from indextts2.training.data import Corpus
+    from indextts2.training.judges import Transcriber
+    from indextts2.training.listening import listen
+
+    transcriber = Transcriber(_whisper(options.whisper), options.threads or 2)
+    sys.stdout.write(json.dumps(listen(Corpus(options.work / "data"), transcriber, tqdm)) + "\n")
+
+
+def _whisper(name: str) -> str:
+    """Name or folder for the judge of words; ``packaged:DIR`` joins the packaged model there first."""
+    from indextts2.training.judges import packaged_whisper
+
+    folder = name.removeprefix("packaged:")
+    return name if folder == name else str(packaged_whisper(Path(folder)))
+
+
 def _latents(options: argparse.Namespace) -> None:
     from indextts2.training.gpt import load_stage, write_latents
 
@@ -147,12 +169,7 @@ def _package(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from indextts2.training.evaluate import WAYS, EvaluationConfig
-    from indextts2.training.judges import packaged_whisper
 
-    prefix = "packaged:"
-    whisper = options.whisper
-    if whisper.startswith(prefix):
-        whisper = str(packaged_whisper(Path(whisper.removeprefix(prefix))))
     sentences = () if options.sentences is None else tuple(_lines(options.sentences))
     config = EvaluationConfig(
         output=options.output or str(options.work / "evaluation"),
@@ -161,7 +178,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         references=options.references,
         sentences=sentences,
         ways=tuple(options.ways or (way for way in WAYS if way != "speech" or sentences)),
-        whisper=whisper,
+        whisper=_whisper(options.whisper),
         seed=1 if options.seed is None else options.seed,
         save_audio=options.save_audio,
     )

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 MEL_RATE_HZ, ENCODER_RATE_HZ = 22050, 16000
 KINDS = ("audio_22k", "audio_16k", "mel", "fbank")
+# What a speech recogniser heard (`indextts2.training.listening`); clips with more wrong words than this are left out.
+HEARD_FILE, LARGEST_WORD_ERROR = "heard.jsonl", 0.34
 # Folders inside of a prepared corpus with copies of its clips: other speakers, other voices, other moods.
 SHIFTED, REVOICED, AROUSED = "shifted", "revoiced", "aroused"
 # Never trained on: two plain voices and six mixed ones of the corpus.
@@ -70,7 +72,8 @@ class Corpus:
         self.folder = folder
         self.clips = [Clip(**json.loads(line)) for line in index.read_text(encoding="utf-8").splitlines()]
         self._arrays: dict[str, np.ndarray] = {}
-        self.train = [i for i, clip in enumerate(self.clips) if not clip.is_held_out]
+        misread = misread_paths(folder)
+        self.train = [i for i, clip in enumerate(self.clips) if not clip.is_held_out and clip.path not in misread]
         self.held_out = [i for i, clip in enumerate(self.clips) if clip.is_held_out]
         self.speakers = sorted({clip.speaker for clip in self.clips})
         self.by_speaker: dict[str, list[int]] = {speaker: [] for speaker in self.speakers}
@@ -104,6 +107,13 @@ class Corpus:
         """Another clip of the same speaker (the clip itself when it is the only one)."""
         others = [other for other in self.by_speaker[self.clips[number].speaker] if other != number]
         return int(rng.choice(others)) if others else number
+
+
+def misread_paths(folder: Path) -> set[str]:
+    """Paths of the clips of a prepared corpus that were heard otherwise than they are written."""
+    path = folder / HEARD_FILE
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+    return {row["path"] for row in rows if row["word_error"] > LARGEST_WORD_ERROR}
 
 
 def copies(corpus: Corpus) -> dict[str, Corpus]:

@@ -49,6 +49,9 @@ class S2MelStageConfig:
     time_power: float = 1.7
     # Part of the items that go without latents: the codes alone must do, too.
     latent_dropout: float = 0.3
+    # Part of the items whose style is that of somebody else: the prompt has to tell what the style may get wrong, as it
+    # does for voices that are unlike those of the corpus.
+    misled: float = 0.3
     # Standard deviations, in natural logarithms, of a curve over the mel bands that is added to a prompt and its target
     # alike: other microphones and voices, which the style does not know of, so that the prompt is listened to.
     colour: float = 0.4
@@ -250,8 +253,10 @@ class S2MelStage(Stage):
         if self.model.training and step < self.config.content_steps:
             return {"loss": content, "content": content}
         heard = (mel + batch.colour[:, None]).clamp(min=math.log(LOG_MEL_FLOOR))
+        misled = torch.rand(len(batch.frames)) < (self.config.misled if self.model.training else 0.0)
+        style = batch.style.roll(1, 0).where(misled.to(self.device)[:, None], batch.style)
         flow = flow_matching_loss(
-            self.model.dit, heard.transpose(1, 2), batch.prompt_frames, mu, batch.style, lengths,
+            self.model.dit, heard.transpose(1, 2), batch.prompt_frames, mu, style, lengths,
             torch.default_generator, self.config.guidance_dropout, self.config.time_power,
         )  # fmt: skip
         return {"loss": flow + self.config.content_weight * content, "flow": flow, "content": content}
