@@ -19,6 +19,8 @@ from indextts2.inference import engine as engine_module
 from indextts2.inference.engine import SpeechEngine, SpeechJob, SpeechRequest
 from indextts2.inference.low_latency import ChunkPlan
 from indextts2.inference.streaming import MODES, Mode
+from indextts2.models.gpt.bursts import Bursts
+from indextts2.models.gpt.unified_voice import UnifiedVoice
 from indextts2.types import AudioChunk, Waveform
 from tests.conftest import relative_l2
 
@@ -101,6 +103,23 @@ def test_together_each_sounds_as_it_does_alone(
         assert relative_l2(one, other) < ROUNDING
     assert max(batches.sizes) >= 3
     assert engine.running == engine.waiting == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_decoding_in_bursts(
+    tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    """As on a GPU, without its graphs. Codes come in other portions, which the low-latency mode may hear."""
+    wanted = [request(tiny_voice, text, mode, seed=n, num_beams=1 + n % 2) for n, text in enumerate(TEXTS)]
+    by_steps = [alone(tiny_tts, one) for one in wanted]
+    bursts = Bursts(tiny_tts.models.gpt)
+    monkeypatch.setattr(UnifiedVoice, "bursts", property(lambda _: bursts))
+    by_bursts = [alone(tiny_tts, one) for one in wanted]
+    together = [joined(job) for job in [engine.submit(one) for one in wanted]]
+    for first, second, third in zip(by_steps, by_bursts, together, strict=True):
+        assert len(first) == len(second)
+        assert mode != "exact" or relative_l2(second, first) < ROUNDING
+        assert relative_l2(third, second) < ROUNDING
 
 
 def test_the_codes_of_a_batch_are_those_of_one(tiny_tts: IndexTTS2, tiny_voice: Voice, engine: SpeechEngine) -> None:

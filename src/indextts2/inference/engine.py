@@ -388,20 +388,33 @@ class SpeechEngine:
         """One step of the decoder for all `tasks` that still want it, then let each look at its codes."""
         start = time.perf_counter()
         stepped = []
-        for task, answer in self._feed([t for t in tasks if not t.job._queue.cancelled]):
-            try:
-                if isinstance(answer, Exception):
-                    raise answer
-                assert task.request is not None
-                task.request.accept(*answer)
+        for task, error in self._advance([t for t in tasks if not t.job._queue.cancelled]):
+            if error is None:
                 stepped.append(task)
-            except Exception as error:
+            else:
                 self._end(task, error)
         seconds = time.perf_counter() - start
         for task in [*stepped, *(t for t in tasks if t.job._queue.cancelled and t not in stepped)]:
             if task in self._tasks:
                 task.worked_seconds += seconds
                 self._resume(task)
+
+    def _advance(self, tasks: list[_Task]) -> list[tuple[_Task, Exception | None]]:
+        """Decode these a little further; the error of each that failed."""
+        if (bursts := self.tts.models.gpt.bursts) is not None:
+            errors = bursts.advance([task.request for task in tasks if task.request is not None])
+            return list(zip(tasks, errors, strict=True))
+        outcomes: list[tuple[_Task, Exception | None]] = []
+        for task, answer in self._feed(tasks):
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                assert task.request is not None
+                task.request.accept(*answer)
+                outcomes.append((task, None))
+            except Exception as error:
+                outcomes.append((task, error))
+        return outcomes
 
     def _feed(self, tasks: list[_Task]) -> list[tuple[_Task, tuple[Tensor, Tensor] | Exception]]:
         """What the model answers each task. If the batch fails, each is tried alone, so that only the guilty fail."""

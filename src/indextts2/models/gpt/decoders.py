@@ -70,6 +70,25 @@ class Outcome:
     hit_limit: bool
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A possible continuation. `possible` is false for those that only fill up the beams."""
+
+    row: int
+    code: int
+    total: float
+    possible: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """State of the choice: the codes to feed next, the scores of their rows so far, and the ids seen (rows, V)."""
+
+    codes: list[int]
+    totals: list[float]
+    seen: Tensor
+
+
 class Decoder(Protocol):
     """State of one request between two steps."""
 
@@ -82,6 +101,12 @@ class Decoder(Protocol):
 
     def accept(self, logits: Tensor, states: Tensor | None) -> None:
         """Choose from the logits (rows, V) of the codes fed last; `states` (rows, D) are kept for the latents."""
+
+    def take(self, candidates: Sequence[Candidate], states: Tensor | None) -> None:
+        """`accept` where something else has chosen the candidates, and keeps the history, from `start` on."""
+
+    def start(self) -> Start:
+        """What something else needs to go on choosing."""
 
     def settled(self) -> Node | None:
         """The last node that will be part of the outcome whatever follows."""
@@ -101,21 +126,21 @@ class _History:
     def __init__(self, rows: int, config: GenerationConfig, gpt: GPTConfig, device: torch.device) -> None:
         self._config = config
         self._gpt = gpt
-        self._seen = torch.zeros(rows, gpt.number_mel_codes, dtype=torch.bool, device=device)
-        self._seen[:, [PREFIX_ID, gpt.start_mel_token]] = True
+        self.seen = torch.zeros(rows, gpt.number_mel_codes, dtype=torch.bool, device=device)
+        self.seen[:, [PREFIX_ID, gpt.start_mel_token]] = True
 
     def scores(self, scores: Tensor, new_tokens: int) -> Tensor:
         """Processed scores (B, V). Special ids other than the stop token can never be chosen.
 
         They are removed last, so that all others keep the scores that the unrestricted model gives them.
         """
-        processed = process(scores, self._seen, self._config, new_tokens, self._gpt.stop_mel_token)
+        processed = process(scores, self.seen, self._config, new_tokens, self._gpt.stop_mel_token)
         return forbid(processed, self._gpt.start_mel_token, self._gpt.stop_mel_token)
 
     def extend(self, parents: list[int], codes: list[int]) -> None:
         if len(parents) > 1:
-            self._seen = self._seen[parents]
-        self._seen[list(range(len(codes))), codes] = True
+            self.seen = self.seen[parents]
+        self.seen[list(range(len(codes))), codes] = True
 
 
 class SingleDecoder:
@@ -137,6 +162,12 @@ class SingleDecoder:
     def accept(self, logits: Tensor, states: Tensor | None) -> None:
         scores = self._history.scores(logits.to(self._generator.device), self.new_tokens)[0]
         code, log_probability = self._choose(scores)
+        self.take([Candidate(0, code, log_probability, True)], states)
+        if not self._stopped:
+            self._history.extend([0], [code])
+
+    def take(self, candidates: Sequence[Candidate], states: Tensor | None) -> None:
+        code, log_probability = candidates[0].code, candidates[0].total
         _require_finite(log_probability, self.new_tokens)
         self._score += log_probability
         self.new_tokens += 1
@@ -144,8 +175,10 @@ class SingleDecoder:
         self.finished = self._stopped or self.new_tokens == self._config.max_mel_tokens
         if not self._stopped:
             self._last = Node.after(self._last, code, None if states is None else states[0])
-            self._history.extend([0], [code])
             self.codes = [code]
+
+    def start(self) -> Start:
+        return Start(self.codes, [0.0], self._history.seen)
 
     def _choose(self, scores: Tensor) -> tuple[int, float]:
         if self._config.do_sample:
@@ -203,16 +236,6 @@ class Hypotheses:
         return max(reversed(self._stored), key=lambda hypothesis: hypothesis.score)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A possible continuation. `possible` is false for those that only fill up the beams."""
-
-    row: int
-    code: int
-    total: float
-    possible: bool
-
-
 class BeamDecoder:
     """Beam search and beam sampling. Scores are sums of processed log-probabilities, temperature included."""
 
@@ -239,7 +262,10 @@ class BeamDecoder:
             states = None if states is None else states.expand(beams, -1)
         scores = self._history.scores(log_probabilities, self.new_tokens)
         totals = torch.tensor(self._totals, dtype=scores.dtype, device=scores.device)
-        candidates = self._candidates(scores + totals[:, None])
+        self.take(self._candidates(scores + totals[:, None]), states)
+        self._history.extend(self.parents, self.codes)
+
+    def take(self, candidates: Sequence[Candidate], states: Tensor | None) -> None:
         _require_finite(candidates[0].total, self.new_tokens)
         running = self._sort_out(candidates)
         self.new_tokens += 1
@@ -261,7 +287,7 @@ class BeamDecoder:
         values = zip(rows.tolist(), codes.tolist(), flat[index].tolist(), possible, strict=True)
         return [Candidate(*value) for value in values]
 
-    def _sort_out(self, candidates: list[Candidate]) -> list[Candidate]:
+    def _sort_out(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Store the finished ones; return those that run on, one per beam."""
         running: list[Candidate] = []
         for rank, candidate in enumerate(candidates):
@@ -282,7 +308,9 @@ class BeamDecoder:
             Node.after(self._nodes[candidate.row], candidate.code, None if states is None else states[candidate.row])
             for candidate in running
         ]
-        self._history.extend(self.parents, self.codes)
+
+    def start(self) -> Start:
+        return Start(self.codes, self._totals, self._history.seen)
 
     def settled(self) -> Node | None:
         stored = [hypothesis.node for hypothesis in self._hypotheses]

@@ -20,7 +20,7 @@ from indextts2.models.gpt.quantised import check_weights
 from indextts2.models.gpt.unified_voice import Prompt, UnifiedVoice
 
 FIRST_STEPS = 128
-"""The cache of a new request has room for so many steps before it grows."""
+"""The cache of a new request has room for so many steps before it grows, if it is decoded step by step."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,10 @@ class Request:
         if generator is None:
             generator = torch.Generator()
             generator.seed()
+        self.generator = generator
         self.decoder = make_decoder(config, model.config, generator)
-        self.prompt = model.prefill(prefix, config.num_beams * min(FIRST_STEPS, config.max_mel_tokens))
+        steps = 0 if model.bursts is not None else min(FIRST_STEPS, config.max_mel_tokens)
+        self.prompt = model.prefill(prefix, config.num_beams * steps)
         self.accept(self.prompt.hidden, model.logits(self.prompt.hidden))
 
     @property
@@ -145,8 +147,15 @@ class Request:
 
 
 def advance(model: UnifiedVoice, requests: Sequence[Request]) -> None:
-    """One decoding step of unfinished requests, which may be at different places and have different options."""
-    if requests:
+    """Decode unfinished requests, which may be at different places and have different options, a little further.
+
+    That is one step; on a GPU it is some steps, see `bursts`, whose codes come with the next call.
+    """
+    if (bursts := model.bursts) is not None:
+        for error in bursts.advance(requests):
+            if error is not None:
+                raise error
+    elif requests:
         for request, answer in zip(requests, feed(model, [r.feed() for r in requests]), strict=True):
             request.accept(*answer)
 

@@ -51,7 +51,8 @@ def top_p(scores: Tensor, p: float, keep: int) -> Tensor:
     if p >= 1.0:
         return scores
     # Only entries that are left matter; after top-k they are few, and a partial sort is far cheaper than a full one.
-    left = int(torch.isfinite(scores).sum(dim=-1).max())
+    # On a GPU it is cheaper than waiting for their number.
+    left = scores.shape[1] if scores.is_cuda else int(torch.isfinite(scores).sum(dim=-1).max())
     values, order = scores.topk(max(left, min(keep, scores.shape[1])))
     tail = values.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)
     removed = tail <= 1.0 - p
@@ -69,19 +70,25 @@ def min_p(scores: Tensor, p: float, keep: int) -> Tensor:
     return scores.masked_fill(removed.scatter(1, best, False), MINUS_INFINITY)
 
 
-def process(scores: Tensor, seen: Tensor, config: GenerationConfig, new_tokens: int, stop_token: int) -> Tensor:
+def process(
+    scores: Tensor, seen: Tensor, config: GenerationConfig, new_tokens: int | Tensor, stop_token: int
+) -> Tensor:
     """All processors that `config` asks for.
 
     Args:
         scores: (B, V) float32.
         seen: (B, V) bool, ids in the history of each row.
         config: with `do_sample` False, only the repetition penalty and the minimum length apply.
-        new_tokens: codes generated before this step.
+        new_tokens: codes generated before this step; as a tensor (B, 1) for each row.
         stop_token: id that the minimum length forbids.
     """
     keep = 2 if config.num_beams > 1 else 1
     scores = repetition_penalty(scores, seen, config.repetition_penalty)
-    if new_tokens < config.min_new_tokens:
+    if isinstance(new_tokens, Tensor):
+        if config.min_new_tokens:
+            early = forbid(scores, stop_token, stop_token + 1)
+            scores = torch.where(new_tokens < config.min_new_tokens, early, scores)
+    elif new_tokens < config.min_new_tokens:
         scores = forbid(scores, stop_token, stop_token + 1)
     if not config.do_sample:
         return scores
@@ -102,3 +109,13 @@ def draw(scores: Tensor, count: int, generator: torch.Generator | None) -> tuple
     probabilities = scores.softmax(dim=-1)
     index = torch.multinomial(probabilities, count, generator=generator)
     return index, probabilities[index]
+
+
+def race(probabilities: Tensor, waits: Tensor, count: int) -> Tensor:
+    """`count` distinct indices (B, count) drawn by `probabilities` (B, n).
+
+    They are those whose `waits` (B, n), exponential variables of mean 1, are the shortest when divided by the
+    probability. From the same draws of a generator this gives what `draw` gives, and nothing waits for the device.
+    """
+    speeds = probabilities / waits
+    return speeds.argmax(dim=-1, keepdim=True) if count == 1 else speeds.topk(count).indices

@@ -5,7 +5,8 @@ B batch, T positions, D width, H heads, K = D / H, N rows of all requests in a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -18,6 +19,8 @@ from indextts2.models.gpt.quantised import MOST_ROWS, RoundedWeight, rounded
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
+Attend = Callable[[int, Tensor], Tensor]
+"""Attention of new rows: the layer and their queries, keys and values (N, 3 D) -> (N, D)."""
 
 
 class Conv1D(nn.Module):
@@ -53,22 +56,9 @@ class CausalSelfAttention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.c_proj(attended.transpose(1, 2).flatten(2))
 
-    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int, weights: str) -> Tensor:
-        """Attention of new rows `x` (N, D) over the caches of their lanes, which they are appended to."""
-        qkv = self.c_attn.step(x, weights)
-        if len(lanes) == 1:
-            attended = self._attend(qkv, lanes[0], layer)
-        else:
-            parts = qkv.split([lane.rows for lane in lanes])
-            attended = torch.cat([self._attend(part, lane, layer) for part, lane in zip(parts, lanes, strict=True)])
-        return self.c_proj.step(attended, weights)
-
-    def _attend(self, qkv: Tensor, lane: Lane, layer: int) -> Tensor:
-        """(n, 3 D) -> (n, D) within one lane."""
-        q, k, v = qkv.view(1, lane.rows, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        keys, values = lane.cache.append(layer, k, v)
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=lane.mask, is_causal=lane.causal)
-        return attended.transpose(1, 2).reshape(lane.rows, self.width)
+    def extend(self, x: Tensor, attend: Attend, layer: int, weights: str) -> Tensor:
+        """Attention of new rows `x` (N, D) over what is cached of this layer, which they are added to."""
+        return self.c_proj.step(attend(layer, self.c_attn.step(x, weights)), weights)
 
 
 class FeedForward(nn.Module):
@@ -97,9 +87,9 @@ class TransformerBlock(nn.Module):
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
-    def extend(self, x: Tensor, lanes: Sequence[Lane], layer: int, weights: str = "full") -> Tensor:
-        """Run new rows (N, D), see `GPT2Stack.extend`."""
-        x = x + self.attn.extend(self.ln_1(x), lanes, layer, weights)
+    def extend(self, x: Tensor, attend: Attend, layer: int, weights: str) -> Tensor:
+        """Run new rows (N, D), see `GPT2Stack.run`."""
+        x = x + self.attn.extend(self.ln_1(x), attend, layer, weights)
         return x + self.mlp.step(self.ln_2(x), weights)
 
 
@@ -132,8 +122,28 @@ class GPT2Stack(nn.Module):
         """
         for lane in lanes:
             lane.cache.reserve(lane.rows)
-        for layer, block in enumerate(cast("list[TransformerBlock]", self.h)):
-            x = block.extend(x, lanes, layer, weights)
+        x = self.run(x, functools.partial(_attend_lanes, lanes, self.heads), weights)
         for lane in lanes:
             lane.cache.advance(lane.rows)
+        return x
+
+    def run(self, x: Tensor, attend: Attend, weights: str = "full") -> Tensor:
+        """All blocks on new rows (N, D), whose attention is left to `attend`. Returns (N, D)."""
+        for layer, block in enumerate(cast("list[TransformerBlock]", self.h)):
+            x = block.extend(x, attend, layer, weights)
         return self.ln_f(x)
+
+
+def _attend_lanes(lanes: Sequence[Lane], heads: int, layer: int, qkv: Tensor) -> Tensor:
+    """Attention of the rows of every lane over its own cache."""
+    if len(lanes) == 1:
+        return _attend_lane(lanes[0], heads, layer, qkv)
+    parts = qkv.split([lane.rows for lane in lanes])
+    return torch.cat([_attend_lane(lane, heads, layer, part) for part, lane in zip(parts, lanes, strict=True)])
+
+
+def _attend_lane(lane: Lane, heads: int, layer: int, qkv: Tensor) -> Tensor:
+    q, k, v = qkv.view(1, lane.rows, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    keys, values = lane.cache.append(layer, k, v)
+    attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=lane.mask, is_causal=lane.causal)
+    return attended.transpose(1, 2).reshape(lane.rows, -1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from indextts2.config import ConformerConfig, GPTConfig
 from indextts2.errors import ConfigError, UsageError
 from indextts2.models.dense import Kept, Linear
+from indextts2.models.gpt.bursts import Bursts
 from indextts2.models.gpt.cache import KVCache, Lane
 from indextts2.models.gpt.conformer import ConformerEncoder
 from indextts2.models.gpt.perceiver import PerceiverResampler
@@ -77,6 +78,7 @@ class UnifiedVoice(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mel_head = Linear(width, config.number_mel_codes)
         self._rounded_head: Kept[RoundedWeight] = Kept()
+        self._bursts: Kept[Bursts] = Kept()
         self.text_head = Linear(width, config.number_text_tokens + 1) if with_text_head else None
         if not with_text_head:
             self.UNUSED_KEYS = type(self).UNUSED_KEYS + self.TEXT_HEAD_KEYS
@@ -87,6 +89,13 @@ class UnifiedVoice(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.mel_head.weight.device
+
+    @property
+    def bursts(self) -> Bursts | None:
+        """The decoder in bursts, where that is how this device decodes: on CUDA."""
+        if self.device.type != "cuda":
+            return None
+        return self._bursts.get(self.mel_head.weight, "bursts", lambda _: Bursts(self))
 
     @property
     def conditioning_rows(self) -> int:
