@@ -12,11 +12,11 @@ from indextts2.config import ModelConfig
 from indextts2.models.gpt.unified_voice import UnifiedVoice
 from indextts2.models.semantic.codec import SemanticCodec
 from indextts2.models.speaker.campplus import CampPlus
+from indextts2.training.augment import VoiceChange
 from indextts2.training.codec import write_features
 from indextts2.training.copies import (
     SHIFTS,
     Copies,
-    VoiceChange,
     write_aroused,
     write_revoiced,
     write_shifted,

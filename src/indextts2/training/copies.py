@@ -10,7 +10,6 @@ Each folder is a `Corpus` with the kinds ``mel``, ``codes`` and ``latents``, and
 A clip of ``revoiced`` keeps the codes and latents of its plain clip. One of ``aroused`` has the same codes, stretched,
 and the latents that the GPT has for them under the emotion of speech that is stretched alike: by them s2mel hears what
 mood to speak in.
-Source of the analysis and synthesis: Morise et al. 2016 (WORLD), as pyworld has it.
 """
 
 from __future__ import annotations
@@ -28,11 +27,10 @@ from tqdm import tqdm
 
 from indextts2.audio.features import fbank_mean_normalised, log_mel
 from indextts2.config import MelConfig
-from indextts2.errors import MissingExtraError
 from indextts2.models.gpt.unified_voice import UnifiedVoice
 from indextts2.models.semantic.codec import SemanticCodec
 from indextts2.models.speaker.campplus import CampPlus
-from indextts2.training.augment import shift_speaker, stretch
+from indextts2.training.augment import VoiceChange, shift_speaker, stretch
 from indextts2.training.codec import load_codec, load_recogniser, normalised_features
 from indextts2.training.data import (
     AROUSED,
@@ -48,56 +46,10 @@ from indextts2.training.gpt import load_stage, teacher_forced_latents
 from indextts2.training.s2mel import load_speaker_encoder
 from indextts2.training.semantic import Recogniser
 
-# Logarithms of the smallest and the largest factor of a speaker's pitch and formants, up or down.
+# Logarithms of the smallest and the largest factor of a shifted speaker's pitch and formants, up or down.
 SHIFTS = (0.06, 0.22)
-PITCH_LIMITS_HZ = (60.0, 520.0)
-# The same for the pitch of a revoiced speaker, its range in logarithms, and his formants.
+# Logarithms of what a revoiced speaker's pitch, its range and the formants are changed by.
 PITCHES, RANGES, FORMANTS = (-0.3, 0.9), (-0.2, 0.5), (-0.12, 0.25)
-# What an arousal of 1 changes; -1 does the opposite. Directions: Banse and Scherer 1996, Juslin and Laukka 2003.
-LOG_RATE, SEMITONES, LOG_RANGE, LEVEL_DB = 0.25, 3.0, 0.3, 4.0
-
-
-@dataclass(frozen=True)
-class VoiceChange:
-    """How a recording is spoken anew. Factors, the level in dB; `pitch_range` is an exponent around the median."""
-
-    pitch: float = 1.0
-    pitch_range: float = 1.0
-    formants: float = 1.0
-    rate: float = 1.0
-    level_db: float = 0.0
-
-    @classmethod
-    def of_arousal(cls, arousal: float) -> VoiceChange:
-        """The same voice, more excited above 0 and calmer below."""
-        return cls(
-            pitch=2 ** (SEMITONES * arousal / 12), pitch_range=math.exp(LOG_RANGE * arousal),
-            rate=math.exp(LOG_RATE * arousal), level_db=LEVEL_DB * arousal,
-        )  # fmt: skip
-
-    def apply(self, samples: np.ndarray, rate_hz: int) -> np.ndarray:
-        """The words of `samples` (N,), changed: about N / rate samples, float32."""
-        try:
-            import pyworld
-        except ImportError as error:
-            raise MissingExtraError("other voices and moods", "train") from error
-        x = samples.astype(np.float64)
-        rough, times = pyworld.dio(x, rate_hz)
-        f0 = pyworld.stonemask(x, rough, times, rate_hz)
-        envelope, noise = pyworld.cheaptrick(x, f0, times, rate_hz), pyworld.d4c(x, f0, times, rate_hz)
-        voiced = f0 > 0
-        if voiced.any():
-            middle = float(np.median(f0[voiced]))
-            f0[voiced] = (middle * self.pitch * (f0[voiced] / middle) ** self.pitch_range).clip(*PITCH_LIMITS_HZ)
-        bins = np.arange(envelope.shape[1]) / self.formants
-        low = bins.astype(int).clip(max=envelope.shape[1] - 2)
-        part = np.minimum(bins - low, 1.0)
-        envelope, noise = (
-            np.ascontiguousarray(y[:, low] * (1 - part) + y[:, low + 1] * part) for y in (envelope, noise)
-        )
-        period_ms = 1000 * float(times[1] - times[0]) / self.rate
-        spoken = pyworld.synthesize(f0, envelope, noise, rate_hz, period_ms) * 10 ** (self.level_db / 20)
-        return (spoken / max(1.0, float(np.abs(spoken).max()))).astype(np.float32)
 
 
 @dataclass
