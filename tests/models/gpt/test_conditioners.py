@@ -11,6 +11,7 @@ from torch import Tensor
 from indextts2.config import ConformerConfig
 from indextts2.errors import ConfigError, UsageError
 from indextts2.models.emotion.matrix import merge_emotion_vectors
+from indextts2.models.gpt import conformer
 from indextts2.models.gpt.conformer import ConformerEncoder, PositionAttention, sinusoidal_positions
 from indextts2.models.gpt.perceiver import PerceiverResampler
 from indextts2.models.gpt.unified_voice import UnifiedVoice
@@ -31,9 +32,9 @@ def encoder() -> ConformerEncoder:
 
 def test_speaker_conditioner_matches_golden(voice: UnifiedVoice, features: dict[str, Tensor], golden: Golden) -> None:
     seen: dict[str, Tensor] = {}
-    conformer = voice.conditioning_encoder
-    hook = conformer.encoders[0].register_forward_hook(lambda _m, inputs, out: seen.update(embed=inputs[0], layer0=out))
-    encoded, _ = conformer(features["spk"])
+    encoder = voice.conditioning_encoder
+    hook = encoder.encoders[0].register_forward_hook(lambda _m, inputs, out: seen.update(embed=inputs[0], layer0=out))
+    encoded, _ = encoder(features["spk"])
     hook.remove()
     assert golden_error(seen["embed"], golden["cond_embed"]) < 1e-5
     assert golden_error(seen["layer0"], golden["cond_layer0"]) < 1e-5
@@ -53,6 +54,29 @@ def test_base_of_the_vector_mode(voice: UnifiedVoice, features: dict[str, Tensor
     """Without emotion audio, that is the speaker's file read by the emotion path."""
     speaker, same = voice.emotion_vector(features["spk"]), voice.emotion_vector(features["spk_as_emo"])
     assert golden_error(merge_emotion_vectors(speaker, same, 1.0), golden["emo_vector_base"]) < 1e-5
+
+
+@pytest.mark.parametrize("channels_at_once", [1, 3, 16])
+def test_subsampling_is_a_convolution_and_a_linear_layer(
+    channels_at_once: int, encoder: ConformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many channels are computed at a time, with a rest or without."""
+    layer, x = encoder.embed, torch.randn(2, 21, 12)
+    monkeypatch.setattr(conformer, "COLUMN_NUMBERS", channels_at_once * 16 * 5)
+    expected = layer.out(layer.conv(x[:, None]).transpose(1, 2).flatten(2))
+    assert relative_l2(layer(x), expected) < 1e-6
+
+
+def test_gradients_of_the_subsampling(encoder: ConformerEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = encoder.embed.requires_grad_(), torch.randn(2, 21, 12)
+    monkeypatch.setattr(conformer, "COLUMN_NUMBERS", 3 * 16 * 5)
+    layer.out(layer.conv(x[:, None]).transpose(1, 2).flatten(2)).square().sum().backward()
+    expected = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        assert gradient is not None and parameter.grad is not None
+        assert relative_l2(parameter.grad, gradient) < 1e-5
 
 
 @pytest.mark.parametrize(("frames", "subsampled"), [(3, 1), (66, 32), (75, 37), (749, 374)])

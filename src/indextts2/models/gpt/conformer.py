@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from indextts2.config import ConformerConfig
 from indextts2.errors import ConfigError, UsageError
-from indextts2.models.dense import Linear
+from indextts2.models.dense import Linear, linear
 
 MIN_FRAMES = 3
 """Fewest input frames that give one subsampled frame."""
+COLUMN_NUMBERS = 7 << 20
+"""So many weights of the layer behind the subsampling convolution are used at once. They are copied for that, to less
+than the 32 MiB from which glibc asks the system for fresh pages every time."""
 
 
 def sinusoidal_positions(frames: int, width: int, device: torch.device) -> Tensor:
@@ -28,7 +31,11 @@ def sinusoidal_positions(frames: int, width: int, device: torch.device) -> Tenso
 
 
 class ConvSubsampling(nn.Module):
-    """One strided 3x3 convolution over the (time, feature) image and a linear layer: (B, T, C) -> (B, T', D)."""
+    """One strided 3x3 convolution over the (time, feature) image and a linear layer: (B, T, C) -> (B, T', D).
+
+    Between the two lie D x F' activations per frame, F' = (C - 1) // 2: 1 MB at full size. On a CPU they are made for
+    some of the D channels at a time, multiplied by the columns of the linear layer that belong to them, and summed up.
+    """
 
     def __init__(self, input_dim: int, width: int) -> None:
         super().__init__()
@@ -36,9 +43,21 @@ class ConvSubsampling(nn.Module):
         self.out = nn.Sequential(Linear(width * ((input_dim - 1) // 2), width))
 
     def forward(self, x: Tensor) -> Tensor:
-        image: Tensor = self.conv(x.unsqueeze(1))
-        # (B, D, T', F') -> (B, T', D * F') with the channel slowest, the order in which `out` holds its columns.
-        return self.out(image.transpose(1, 2).flatten(2))
+        kernel, kernel_bias = self.conv.get_parameter("0.weight").flatten(1), self.conv.get_parameter("0.bias")[:, None]
+        y: Tensor
+        weight, y = self.out.get_parameter("0.weight"), self.out.get_parameter("0.bias")
+        image = x.unfold(1, 3, 2).unfold(2, 3, 2)  # (B, T', F', 3, 3)
+        batch, frames, features = image.shape[:3]
+        # (B T', 9, F'), so that the convolution is a product (D, 9) (9, F') per frame. Its result has the channel
+        # slowest, as the columns of `out` have.
+        patches = image.permute(0, 1, 3, 4, 2).reshape(batch * frames, 9, features)
+        at_once = max(COLUMN_NUMBERS // (len(weight) * features), 1) if x.is_cpu else len(kernel)
+        for start in range(0, len(kernel), at_once):
+            channels = slice(start, start + at_once)
+            activated = torch.baddbmm(kernel_bias[channels], kernel[channels].expand(len(patches), -1, -1), patches)
+            columns = weight[:, start * features : (start + at_once) * features]
+            y = y + linear(activated.relu_().view(batch, frames, -1), columns)
+        return y
 
 
 class PositionAttention(nn.Module):
@@ -85,13 +104,17 @@ class ConvModule(nn.Module):
         self.pointwise_conv2 = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = F.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
+        x = F.glu(_pointwise(x, self.pointwise_conv1), dim=-1)
         if mask is not None:
             # The depthwise kernel must see zeros behind a short clip, as it does at the end of an unpadded one.
-            x = x.masked_fill(~mask[:, None, :], 0.0)
-        x = self.depthwise_conv(x)
-        x = F.silu(self.norm(x.transpose(1, 2))).transpose(1, 2)
-        return self.pointwise_conv2(x).transpose(1, 2)
+            x = x.masked_fill(~mask[:, :, None], 0.0)
+        x = self.depthwise_conv(x.transpose(1, 2)).transpose(1, 2)
+        return _pointwise(F.silu(self.norm(x)), self.pointwise_conv2)
+
+
+def _pointwise(x: Tensor, convolution: nn.Conv1d) -> Tensor:
+    """A convolution with a kernel of one frame, as the linear layer that it is: (B, T', I) -> (B, T', O)."""
+    return linear(x, convolution.weight.squeeze(-1), convolution.bias)
 
 
 class FeedForward(nn.Module):
