@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from indextts2.config import S2MelConfig
 from indextts2.errors import ConfigError
-from indextts2.models.dense import Linear, linear, products_in
+from indextts2.models.dense import Kept, Linear, linear, products_in
+from indextts2.models.s2mel.padded import PaddedVelocity
 from indextts2.models.s2mel.transformer import Rotary, Transformer, rotary_table
 from indextts2.models.s2mel.wavenet import WaveNet
 
@@ -126,6 +127,14 @@ class DiT(nn.Module):
         without = "|".join(str(i) for i in range(dit.depth) if not Transformer.takes_skip(i, dit.depth))
         skip_keys = rf"transformer\.layers\.({without})\.skip_in_linear\.(weight|bias)"
         self.UNUSED_KEYS = (*type(self).UNUSED_KEYS, skip_keys)
+        self._padded: Kept[PaddedVelocity] = Kept()
+
+    @property
+    def padded(self) -> PaddedVelocity | None:
+        """The velocity at padded lengths, where that is how this device computes it: on CUDA, without gradients."""
+        if self.conv2.weight.device.type != "cuda" or torch.is_grad_enabled():
+            return None
+        return self._padded.get(self.conv2.weight, "padded", lambda _: PaddedVelocity(self))
 
     def time_tables(self, t: Tensor) -> TimeTables:
         """Tables for times (R,) in [0,1]: one row per step of a sampler, or per item of a training batch."""

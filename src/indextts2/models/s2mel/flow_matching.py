@@ -91,6 +91,7 @@ def integration(
     condition = dit.condition(prompt_mel.transpose(1, 2).where(is_given, 0.0), mu, style, lengths)
     guided = dit.with_null_branch(condition) if cfg_rate > 0 and guidance_until > 0 else None
     tables = dit.time_tables(times.to(mu.device))
+    velocity_of = (dit.padded or dit).velocity
     first_frame = 0 if all_frames else int(prompt_lengths.min())
     move = functools.partial(_move, is_prompt=is_prompt, first_frame=first_frame)
     lead = functools.partial(_lead, noise=noise, known=known, first=prompt_mel.shape[-1])
@@ -101,11 +102,11 @@ def integration(
         yield index
         x = lead(x, time=float(times[index]))
         if guided is not None and times[index] < guidance_until:
-            velocity = dit.velocity(torch.cat((x, x)), guided, tables.row(index), first_frame, dtype)
+            velocity = velocity_of(torch.cat((x, x)), guided, tables.row(index), first_frame, dtype)
             with_condition, without = velocity.chunk(2)
             total = (1.0 + cfg_rate) * with_condition - cfg_rate * without
         else:
-            total = velocity = dit.velocity(x, condition, tables.row(index), first_frame, dtype)
+            total = velocity = velocity_of(x, condition, tables.row(index), first_frame, dtype)
         if on_step is not None:
             on_step(index, x.transpose(1, 2), velocity.transpose(1, 2))
         try:
