@@ -22,6 +22,6 @@ if __name__ == "__main__":
     from indextts2.cli import options
 
     options.load_tts = lambda args: None
-    warm_up.warm_up = lambda tts: None
+    warm_up.warm_up = lambda *_: None
     engine.SpeechEngine = make_engine
     sys.exit(command_line.main(["serve", *sys.argv[1:]]))

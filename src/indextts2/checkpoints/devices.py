@@ -51,3 +51,13 @@ def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.
     if dtype is torch.float16 and device.type == "cpu":
         raise UsageError("float16 is not supported on the CPU; use float32 or bfloat16")
     return dtype
+
+
+def compute_in_float32(device: torch.device) -> None:
+    """Let float32 convolutions on CUDA devices be float32, for the whole process.
+
+    By default cuDNN rounds their factors to 10 bits (TF32), while all networks but the GPT are float32 (spec 01
+    section 1.2). `torch.backends.cudnn.allow_tf32 = True` after loading turns that back.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from indextts2.checkpoints.converted import ConvertedReader
-from indextts2.checkpoints.devices import choose_device, choose_dtype
+from indextts2.checkpoints.devices import choose_device, choose_dtype, compute_in_float32
 from indextts2.checkpoints.keys import KeyPlan, plan_keys
 from indextts2.checkpoints.layout import Layout, ModelDirectory, resolve_model
 from indextts2.checkpoints.modules import build_empty, complete_config
@@ -143,6 +143,7 @@ def load_models(
         directory = ModelDirectory.open(resolve_model(directory))
     target = choose_device(device)
     gpt_dtype = choose_dtype(dtype, target)
+    compute_in_float32(target)
     reader = open_reader(directory)
     names = _chosen(reader, only)
     config = directory.config

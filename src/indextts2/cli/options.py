@@ -219,9 +219,9 @@ def model_location(args: argparse.Namespace) -> tuple[str | None, Path | None]:
 
 
 def load_tts(args: argparse.Namespace) -> IndexTTS2:
-    """The model that the options name, with its weights."""
+    """The model that the options name, with its weights. It is not warmed up: most commands need it once."""
     from indextts2.inference.pipeline import IndexTTS2
 
     model, config = model_location(args)
-    tts = IndexTTS2.from_pretrained(model, config=config, device=device(args), dtype=args.dtype)
+    tts = IndexTTS2.from_pretrained(model, config=config, device=device(args), dtype=args.dtype, warm_up=False)
     return tts if args.lora is None else tts.load_adapter(args.lora)

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
         tts = options.load_tts(args)
         if cold:  # after an idle unload a request waits for the model already
-            warm_up(tts)
+            warm_up(tts, settings.preset, settings.max_running)
             cold = False
         return SpeechEngine(tts, max_running=settings.max_running, lanes=settings.lanes)
 

@@ -32,6 +32,7 @@ from indextts2.inference.allocator import keep_freed_memory
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
 from indextts2.inference.named_voices import resolve_speaker
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
+from indextts2.inference.recording import record
 from indextts2.inference.speaking import SegmentSpeech, speak, speak_alone
 from indextts2.inference.streaming import Mode, SpeechStream
 from indextts2.inference.voice import ContentCache, Voice, content_key
@@ -93,6 +94,7 @@ class IndexTTS2:
         config: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        warm_up: bool = True,
     ) -> IndexTTS2:
         """Load a model directory (official layout or converted), or an installed model by name.
 
@@ -101,12 +103,13 @@ class IndexTTS2:
             config: another `config.yaml` than the directory's own.
             device: None chooses CUDA, XPU, MPS, CPU in this order.
             dtype: of the GPT; all other networks stay in float32 as in the official implementation.
+            warm_up: see `warm_up`; without it, the first requests on a GPU take longer.
 
         Raises:
             CheckpointError, ConfigError: something is missing, unknown or misshapen.
         """
         directory = ModelDirectory.open(resolve_model(model), config)
-        return cls(directory.config).load_weights(directory, device=device, dtype=dtype)
+        return cls(directory.config).load_weights(directory, device=device, dtype=dtype, warm_up=warm_up)
 
     def load_weights(
         self,
@@ -114,6 +117,7 @@ class IndexTTS2:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        warm_up: bool = True,
     ) -> IndexTTS2:
         """Read the weights of `directory`, whose sizes must be those of this object's configuration.
 
@@ -130,6 +134,23 @@ class IndexTTS2:
         self._loaded = _Loaded(models, _make_tokenizer(directory), emotion_matrix)
         self.clear_caches()
         self.directory, self.config = directory, models.config
+        if warm_up:
+            self.warm_up()
+        return self
+
+    def warm_up(
+        self, config: InferenceConfig | None = None, speaker: Speaker | None = None, requests: int = 1
+    ) -> IndexTTS2:
+        """On a GPU, record what usual requests with these options will need; elsewhere there is nothing to do.
+
+        Args:
+            config: None takes the defaults.
+            speaker: the flow is recorded for this voice; None leaves it to the first request of each voice.
+            requests: how many will be decoded together.
+        """
+        options = (config or InferenceConfig()).resolved(self.config)
+        prompt = None if speaker is None else self.voice(speaker).prompt_mel.shape[-1]
+        record(self.models, options, requests, prompt)
         return self
 
     def load_adapter(self, path: str | Path) -> IndexTTS2:

@@ -21,8 +21,8 @@ NOISE_SECONDS = 1.5
 CODES = 8
 
 
-def warm_up(tts: IndexTTS2) -> None:
-    """Speak a few codes in the voice of some noise, and forget it."""
+def warm_up(tts: IndexTTS2, preset: str = "exact", requests: int = 1) -> None:
+    """Speak a few codes in the voice of some noise, and forget it. A GPU also records what `requests` together need."""
     import numpy as np
 
     from indextts2.config import GenerationConfig, InferenceConfig
@@ -32,6 +32,7 @@ def warm_up(tts: IndexTTS2) -> None:
     for text in TEXTS:
         with suppress(TextError):  # not every model speaks every language
             tts.text_segments(text)
+    tts.warm_up(InferenceConfig(preset=preset), requests=requests)
     noise = np.random.default_rng(0).normal(0, 0.1, int(NOISE_SECONDS * tts.sample_rate)).astype(np.float32)
     generation = replace(tts.config.generation or GenerationConfig(), max_mel_tokens=CODES, min_new_tokens=0)
     config = InferenceConfig(generation=generation, steps=1, seed=0)
