@@ -46,8 +46,11 @@ setup(
     ext_modules=[
         Extension(
             "indextts2.native._kernels",
-            sources=[f"{FOLDER}/{name}.c" for name in ("library", "snake", "convolution", "product")],
-            depends=[f"{FOLDER}/{name}.h" for name in ("kernels", "snake", "convolution_variant", "product_variant")],
+            sources=[f"{FOLDER}/{name}.c" for name in ("library", "snake", "convolution", "product", "softmax")],
+            depends=[
+                f"{FOLDER}/{name}.h"
+                for name in ("kernels", "snake", "convolution_variant", "product_variant", "softmax_variant")
+            ],
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,
         )

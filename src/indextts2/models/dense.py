@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indextts2.native.product import few_rows, multiply_rows
+from indextts2.native.softmax import softmax_
 
 logger = logging.getLogger(__name__)
 _thread = threading.local()
@@ -154,7 +155,7 @@ def _blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         for head in range(query.shape[2]):
             q, k, v = query[item, :, head] * scale, key[item, :, head].contiguous(), value[item, :, head].contiguous()
             for start in range(0, query.shape[1], rows):
-                weights = _product(q[start : start + rows], k).softmax(dim=-1)
+                weights = softmax_(_product(q[start : start + rows], k))
                 answer[item, start : start + rows, head] = _product(weights, v.t())
     return answer
 
