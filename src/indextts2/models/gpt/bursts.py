@@ -12,17 +12,20 @@ A slot keeps the rows of all its beams side by side, and a table of those that e
 here dead rows stay. Attention runs over the first rows of all slots, their number rounded up, and a mask.
 
 Random numbers are drawn on the device of each request's generator in the order in which `decoders` draw them, ahead of
-time. A finished request turns its generator back to where it would be without the surplus.
+time. A finished request turns its generator back to where it would be without the surplus, so no two requests may share
+one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -202,7 +205,7 @@ class _Batch:
         rows = bucket(max(seat.rows for seat in seats) + (BURST + 1) * self._beams, SMALLEST_ROWS)
         self.reserve(count, rows)
         self.prepare(options, count, rows)
-        states = [self._fill_waits(options, r.generator, s.slot) for r, s in zip(going, seats, strict=True)]
+        states = self._fill_waits(options, going)
         used = {seat.slot for seat in seats}
         self.buffers.active.copy_(self._upload(torch.tensor([[slot in used] for slot in range(self.buffers.slots)])))
         self.buffers.tick.zero_()
@@ -254,6 +257,7 @@ class _Batch:
 
     def _join(self, request: Request) -> Seat:
         """Fill the first free slot with what the request has so far: its prefix and the first code."""
+        assert request.decoder.new_tokens == 1, "the request was advanced elsewhere"
         taken = {seat.slot for seat in self.seats.values()}
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         prompt, start = request.prompt, request.decoder.start()
@@ -275,15 +279,24 @@ class _Batch:
         buffers.totals[slot] = self._upload(torch.tensor(start.totals))
         return Seat(slot, prompt.rows, launched=1)
 
-    def _fill_waits(self, options: GenerationConfig, generator: torch.Generator, slot: int) -> Tensor:
-        """Draw for one burst of a slot; the state of the generator before."""
-        state = generator.get_state()
+    def _fill_waits(self, options: GenerationConfig, requests: Sequence[Request]) -> list[Tensor]:
+        """Draw for one burst of each request; the states of their generators before."""
+        states = [request.generator.get_state() for request in requests]
         if options.do_sample:
-            drawn = torch.empty(self.buffers.waits.shape[1:], device=generator.device, pin_memory=self._pins(generator))
-            for step in drawn:
-                step.exponential_(generator=generator)
-            self.buffers.waits[slot].copy_(drawn, non_blocking=True)
-        return state
+            # Drawing for one request takes a good part of what a burst takes.
+            together = map if len(requests) == 1 else _threads().map
+            for request, drawn in zip(requests, together(self._draw, requests), strict=True):
+                self.buffers.waits[self.seats[request].slot].copy_(drawn, non_blocking=True)
+        return states
+
+    def _draw(self, request: Request) -> Tensor:
+        """The waits (BURST, B * V) of the next steps, on the device of the generator."""
+        generator = request.generator
+        pins = self._model.device.type == "cuda" and generator.device.type == "cpu"
+        drawn = torch.empty(self.buffers.waits.shape[1:], device=generator.device, pin_memory=pins)
+        for step in drawn:
+            step.exponential_(generator=generator)
+        return drawn
 
     def _check_weights(self) -> None:
         """Graphs read the weights where they were; where weights were replaced, steps are recorded again."""
@@ -293,9 +306,6 @@ class _Batch:
 
     def _addresses(self) -> tuple[int, ...]:
         return tuple(parameter.data_ptr() for parameter in self._model.parameters())
-
-    def _pins(self, generator: torch.Generator) -> bool:
-        return self._model.device.type == "cuda" and generator.device.type == "cpu"
 
     def _rewind(self, request: Request, burst: Burst, steps: int) -> None:
         """Turn the generator of a finished request back to where it is after `steps` steps of `burst`."""
@@ -396,6 +406,11 @@ class _Batch:
         chosen = probabilities.gather(1, index)
         logarithm = chosen.clamp(min=torch.finfo(torch.float32).tiny).log()
         return index, logarithm if beams == 1 else totals.gather(1, index), chosen > 0
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="indextts2-draws")
 
 
 def _candidates(beams: int) -> int:

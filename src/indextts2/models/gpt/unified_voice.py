@@ -9,6 +9,7 @@ i + 1 and is that code's latent.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from indextts2.models.gpt.transformer import INIT_STD, LAYER_NORM_EPS, GPT2Stack
 
 IGNORED_TARGET = -100
 """Target of rows without one, the `ignore_index` of torch's cross entropy."""
+_making_bursts = threading.Lock()
 
 
 @dataclass
@@ -95,7 +97,8 @@ class UnifiedVoice(nn.Module):
         """The decoder in bursts, where that is how this device decodes: on CUDA."""
         if self.device.type != "cuda":
             return None
-        return self._bursts.get(self.mel_head.weight, "bursts", lambda _: Bursts(self))
+        with _making_bursts:  # two would not know of each other's requests
+            return self._bursts.get(self.mel_head.weight, "bursts", lambda _: Bursts(self))
 
     @property
     def conditioning_rows(self) -> int:
