@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -56,6 +60,25 @@ def test_what_it_cannot_compute(kernel: ModuleType) -> None:
     assert kernel.usable(x, frequency, magnitude)
     assert not kernel.usable(x.double(), frequency, magnitude)
     assert not kernel.usable(x[..., :0], frequency, magnitude)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from indextts2.models.vocoder.snake_triton import BLOCK_SAMPLES, _forward
+types = dict.fromkeys(("x", "y", "frequencies", "magnitudes", "taps"), "*fp32")
+types |= {"channels": "i32", "length": "i32", "block": "constexpr"}
+source = triton.compiler.ASTSource(fn=_forward, signature=types, constexprs={"block": BLOCK_SAMPLES})
+print("cubin" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm)
+"""
+
+
+def test_it_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """Without one. In a process of its own, where kernels are not interpreted."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
 
 
 def test_the_cpu_does_not_ask_for_triton() -> None:
