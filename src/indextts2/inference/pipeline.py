@@ -134,7 +134,7 @@ class IndexTTS2:
         self._loaded = _Loaded(models, _make_tokenizer(directory), emotion_matrix)
         self.clear_caches()
         self.directory, self.config = directory, models.config
-        if warm_up:
+        if warm_up and models.device.type == "cuda":
             self.warm_up()
         return self
 

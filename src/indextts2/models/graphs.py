@@ -7,6 +7,7 @@ are, and must have fixed shapes: so callers pad to buckets and keep one graph pe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 
 WARM_UP_RUNS = 3
 """Before recording: libraries choose their algorithms and make their workspaces, kernels are compiled."""
+
+MOST_GRAPHS = 256
+"""That are kept: some options of a request are part of what is recorded, and there is no end of those."""
 
 
 def bucket(count: int, smallest: int) -> int:
@@ -28,13 +32,22 @@ class Graphs:
     """Graphs by key. On devices other than CUDA the functions simply run, so that all of this can be tested there.
 
     The graphs share one pool for what lives within a run, so two of them must never run at a time: callers hold a lock
-    and use the same stream. Results that outlive a run belong into buffers made outside.
+    and use the same stream. Results that outlive a run belong into buffers made outside. When there are `MOST_GRAPHS`,
+    the one that was not used for longest makes room.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._pool: Any = None
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Launch the graph of `key`, which is `prepare`d; without CUDA call `function`."""
+        if self._device.type == "cuda":
+            self._graphs.move_to_end(key)
+            self._graphs[key].replay()
+        else:
+            function()
 
     def prepare(self, key: Hashable, function: Callable[[], None]) -> None:
         """Record `function` unless there is a graph for `key`; it runs a few times for that.
@@ -43,6 +56,19 @@ class Graphs:
         """
         if self._device.type != "cuda" or key in self._graphs:
             return
+        if len(self._graphs) >= MOST_GRAPHS:
+            torch.cuda.synchronize(self._device)  # it may be running
+            self._graphs.popitem(last=False)
+        self._graphs[key] = self._record(function)
+
+    def clear(self) -> None:
+        """Forget all graphs: the buffers or weights that they use are replaced."""
+        if self._graphs:
+            torch.cuda.synchronize(self._device)
+        self._graphs.clear()
+        self._pool = None
+
+    def _record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         with torch.cuda.device(self._device):
             here, side = torch.cuda.current_stream(), torch.cuda.Stream()
             side.wait_stream(here)
@@ -55,18 +81,4 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 function()
         self._pool = graph.pool()
-        self._graphs[key] = graph
-
-    def run(self, key: Hashable, function: Callable[[], None]) -> None:
-        """Launch the graph that was prepared for `key`; without CUDA call `function`."""
-        if self._device.type == "cuda":
-            self._graphs[key].replay()
-        else:
-            function()
-
-    def clear(self) -> None:
-        """Forget all graphs: the buffers or weights that they use are replaced."""
-        if self._graphs:
-            torch.cuda.synchronize(self._device)
-        self._graphs.clear()
-        self._pool = None
+        return graph

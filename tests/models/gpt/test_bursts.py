@@ -20,6 +20,7 @@ from indextts2.models.gpt.unified_voice import UnifiedVoice
 from tests.conftest import relative_l2
 from tests.models.gpt.conftest import TINY, make_tiny
 from tests.models.gpt.test_unified_voice import tiny_prefix
+from tests.models.recorded import DevicesSeen
 
 OPTIONS = GenerationConfig(max_mel_tokens=40, repetition_penalty=1.5, top_k=20, num_beams=1, temperature=1.5)
 VARIANTS: list[dict[str, Any]] = [
@@ -145,6 +146,20 @@ def test_warming_up_makes_room_and_changes_nothing(model: UnifiedVoice) -> None:
     expected = generate(model, prefix_of(model, 1), OPTIONS, seeded(1))
     check_same(run_alone(bursts, Request(model, prefix_of(model, 1), OPTIONS, seeded(1))), expected)
     assert bursts._batches[1].buffers is buffers
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: ",".join(changes) or "sampled")
+def test_a_step_can_be_recorded(beams: int, changes: dict[str, Any]) -> None:
+    """On tensors without values: it depends on none of them, and touches nothing that lies on the CPU."""
+    options = dataclasses.replace(OPTIONS, num_beams=beams, **changes)
+    with torch.inference_mode():
+        with torch.device("meta"):
+            model = UnifiedVoice(dataclasses.replace(TINY, skips_first_mel_position=False)).requires_grad_(False)
+        batch = bursts_module._Batch(model, beams)
+        with DevicesSeen() as seen:
+            batch._step(options, 1, SMALLEST_ROWS)
+    assert seen.devices == {"meta"}
 
 
 @pytest.mark.parametrize("count", [1, 6])

@@ -10,7 +10,8 @@ from indextts2.models.s2mel.dit import DiT
 from indextts2.models.s2mel.flow_matching import integrate, sample
 from indextts2.models.s2mel.padded import PaddedVelocity
 from tests.conftest import golden_error
-from tests.models.s2mel.test_dit import dit, inputs, tiny  # noqa: F401 (a fixture)
+from tests.models.recorded import DevicesSeen
+from tests.models.s2mel.test_dit import TINY, dit, inputs, tiny  # noqa: F401 (a fixture)
 from tests.models.s2mel.test_flow_matching import flow, golden_run, tiny_run  # noqa: F401 (fixtures)
 
 
@@ -79,6 +80,21 @@ def test_golden_run(dit: DiT, golden, golden_run, flow, monkeypatch: pytest.Monk
     mel = sample(dit, **golden_run, steps=flow["steps"], cfg_rate=flow["cfg_rate"])
     assert golden_error(mel.numpy(), golden["mel"]) < 1e-5
     assert sizes(padded) and all(size % 128 == 0 for size in sizes(padded))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_velocity_can_be_recorded(dtype: torch.dtype) -> None:
+    """On tensors without values: it depends on none of them, and touches nothing that lies on the CPU."""
+    with torch.device("meta"):
+        model = DiT(TINY).requires_grad_(False)
+        x, mu, style = torch.empty(2, 30, 4), torch.empty(2, 30, 7), torch.empty(2, 3)
+        condition, table = model.condition(x[:, :20], mu, style), model.time_tables(torch.empty(1))
+    padded = PaddedVelocity(model)
+    buffers = padded._make_buffers(x, condition, table, 32)
+    with DevicesSeen() as seen:
+        padded._compute(buffers, 16, dtype)
+    assert seen.devices == {"meta"}
 
 
 def test_a_cpu_does_not_pad() -> None:

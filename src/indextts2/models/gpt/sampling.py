@@ -52,7 +52,7 @@ def top_p(scores: Tensor, p: float, keep: int) -> Tensor:
         return scores
     # Only entries that are left matter; after top-k they are few, and a partial sort is far cheaper than a full one.
     # On a GPU it is cheaper than waiting for their number.
-    left = scores.shape[1] if scores.is_cuda else int(torch.isfinite(scores).sum(dim=-1).max())
+    left = scores.shape[1] if not scores.is_cpu else int(torch.isfinite(scores).sum(dim=-1).max())
     values, order = scores.topk(max(left, min(keep, scores.shape[1])))
     tail = values.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)
     removed = tail <= 1.0 - p
