@@ -25,6 +25,7 @@ from indextts2.training.data import AROUSED, REVOICED, SHIFTED, Corpus, copies
 from indextts2.training.prosody import prosody
 from indextts2.training.s2mel import Item, S2MelStage, S2MelStageConfig
 from indextts2.training.semantic import Recogniser
+from indextts2.training.speaker import SpeakerStage, SpeakerStageConfig
 from tests.training.test_acoustic_stages import CAMPPLUS, S2MEL, make_stage
 
 RATE = 22050
@@ -91,6 +92,20 @@ def test_s2mel_prompts_a_copy_with_its_own_voice(corpus: Corpus, tiny_config: Mo
     assert plain is corpus
     assert plain.clips[number].speaker == corpus.clips[0].speaker
     assert number != 0
+
+
+def test_the_speaker_encoder_learns_other_voices(corpus: Corpus) -> None:
+    spoken = Copies()
+    for number in corpus.by_speaker["first"][:2]:
+        samples = corpus.audio(number, 16000) / 2
+        spoken.add(corpus.clips[number], "first*1.50", corpus.get("mel", number), np.zeros(40), samples)
+    spoken.save(corpus.folder / REVOICED, [np.zeros((40, 16))] * 2)
+    stage = SpeakerStage(corpus, CAMPPLUS, SpeakerStageConfig(crop_samples=8000))
+    assert set(stage.clips) == {"first", "second", "first*1.50"}
+    assert [clip for _, clip in stage.clips["first*1.50"]] == [0, 1]
+    source, clip = stage.clips["first*1.50"][1]
+    np.testing.assert_allclose(source.audio(clip, 16000), samples, atol=2e-4)
+    assert stage.next_batch(np.random.default_rng(0)).shape[:2] == (2, 3)
 
 
 def voice_like(seconds: float = 2.0) -> np.ndarray:

@@ -41,6 +41,7 @@ from indextts2.training.data import (
     Clip,
     Corpus,
     clip_features,
+    to_int16,
 )
 from indextts2.training.gpt import load_stage, teacher_forced_latents
 from indextts2.training.s2mel import load_speaker_encoder
@@ -59,12 +60,17 @@ class Copies:
     clips: list[Clip] = field(default_factory=list)
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    def add(self, clip: Clip, speaker: str, mel: np.ndarray, codes: np.ndarray) -> None:
-        """Add a copy of `clip` with its mel (F, M) and codes (K,)."""
-        last = self.clips[-1].spans if self.clips else {"mel": (0, 0), "fbank": (0, 0)}
-        spans = {kind: (last[kind][1], last[kind][1] + len(rows)) for kind, rows in (("mel", mel), ("fbank", codes))}
-        self.rows.setdefault("mel", []).append(mel.astype(np.float16))
-        self.rows.setdefault("codes", []).append(codes.astype(np.int16))
+    def add(
+        self, clip: Clip, speaker: str, mel: np.ndarray, codes: np.ndarray, audio_16k: np.ndarray | None = None
+    ) -> None:
+        """Add a copy of `clip` with its mel (F, M), codes (K,) and, for a voice of its own, samples (N,) at 16 kHz."""
+        rows = {"mel": mel.astype(np.float16), "fbank": codes.astype(np.int16)}
+        if audio_16k is not None:
+            rows["audio_16k"] = to_int16(audio_16k)
+        last = self.clips[-1].spans if self.clips else dict.fromkeys(rows, (0, 0))
+        spans = {kind: (last[kind][1], last[kind][1] + len(x)) for kind, x in rows.items()}
+        for kind, x in rows.items():
+            self.rows.setdefault("codes" if kind == "fbank" else kind, []).append(x)
         self.clips.append(replace(clip, speaker=speaker, seconds=len(mel) * 256 / MEL_RATE_HZ, spans=spans))
 
     def save(self, folder: Path, latents: Iterable[np.ndarray]) -> None:
@@ -127,7 +133,7 @@ def write_revoiced(corpus: Corpus, speaker: CampPlus, seed: int = 1) -> None:
         styles.append(speaker(torch.from_numpy(fbank_mean_normalised(audio_16k))[None])[0].numpy())
         latents.append(corpus.get("latents", number, like="fbank"))
         codes = corpus.get("codes", number, like="fbank")
-        copies.add(clip, f"{clip.speaker}*{pitch:.2f}*{formants:.2f}", log_mel(audio, MelConfig()).T, codes)
+        copies.add(clip, f"{clip.speaker}*{pitch:.2f}*{formants:.2f}", log_mel(audio, MelConfig()).T, codes, audio_16k)
     copies.save(corpus.folder / REVOICED, latents)
     np.save(corpus.folder / REVOICED / "styles.npy", np.stack(styles))
 

@@ -139,7 +139,12 @@ def _decode(path: Path) -> dict[str, np.ndarray]:
     mono = samples.mean(axis=1)
     rates = {"audio_22k": MEL_RATE_HZ, "audio_16k": ENCODER_RATE_HZ}
     resampled = {kind: soxr.resample(mono, rate, target, quality="HQ") for kind, target in rates.items()}
-    return {kind: (np.clip(x, -1, 1) * 32767).round().astype(np.int16) for kind, x in resampled.items()}
+    return {kind: to_int16(x) for kind, x in resampled.items()}
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as integers."""
+    return (np.clip(samples, -1, 1) * 32767).round().astype(np.int16)
 
 
 def clip_features(audio_22k: np.ndarray, audio_16k: np.ndarray, mel_config: MelConfig) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """Training stage of the speaker encoder: find the other recording of a speaker among those of many.
 
 Two crops per speaker from different clips; every clip may be played faster or slower, and each factor makes another
-speaker. Contrasts within the batch learn from the first step, where a classifier with a thousand directions and a
-margin does not move in the few hundred steps that a CPU has time for.
+speaker. The corpus' copies in other voices (`indextts2.training.copies`) take part once they are written: speakers
+whose pitch does not go with their formants. Contrasts within the batch learn from the first step, where a classifier
+with a thousand directions and a margin does not move in the few hundred steps that a CPU has time for.
 S speakers, T filter-bank frames (100 Hz), E embedding.
 Sources: Wang et al. 2023 (CAM++), Chung et al. 2020 (angular prototypical loss).
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from indextts2.audio.features import fbank_mean_normalised
 from indextts2.config import CampPlusConfig, build
 from indextts2.models.speaker.campplus import CampPlus
 from indextts2.training.augment import add_noise, change_colour, change_level, shift_speaker
-from indextts2.training.data import ENCODER_RATE_HZ, Corpus
+from indextts2.training.data import ENCODER_RATE_HZ, REVOICED, Corpus, copies
 from indextts2.training.embedded import embedded_model_config
 from indextts2.training.runner import RunConfig, Stage
 
@@ -69,6 +70,13 @@ def equal_error_rate(same: np.ndarray, different: np.ndarray) -> float:
     return float((refused[best] + accepted[best]) / 2)
 
 
+class Recording(NamedTuple):
+    """A clip of the corpus or of its copies."""
+
+    corpus: Corpus
+    clip: int
+
+
 class SpeakerStage(Stage):
     """CAMPPlus on augmented crops of training clips."""
 
@@ -76,9 +84,12 @@ class SpeakerStage(Stage):
 
     def __init__(self, corpus: Corpus, network: CampPlusConfig, config: SpeakerStageConfig) -> None:
         self.corpus, self.config = corpus, config
-        clips = {name: [i for i in corpus.by_speaker[name] if i in set(corpus.train)] for name in corpus.speakers}
+        self.clips: dict[str, list[Recording]] = {}
+        for source in (corpus, *(copy for name, copy in copies(corpus).items() if name == REVOICED)):
+            for number in source.train:
+                self.clips.setdefault(source.clips[number].speaker, []).append(Recording(source, number))
         # A contrast needs two recordings.
-        self.clips = {name: numbers for name, numbers in clips.items() if len(numbers) > 1}
+        self.clips = {name: recordings for name, recordings in self.clips.items() if len(recordings) > 1}
         self.device = torch.device("cpu")
         self.model: SpeakerContrast = SpeakerContrast(network, config.start_scale)
 
@@ -90,11 +101,11 @@ class SpeakerStage(Stage):
         start = int(rng.integers(0, len(samples) - wanted + 1))
         return samples[start : start + wanted]
 
-    def _example(self, clip: int, factor: float, rng: np.random.Generator) -> np.ndarray:
+    def _example(self, recording: Recording, factor: float, rng: np.random.Generator) -> np.ndarray:
         """Filter bank (T, 80) of an augmented crop."""
         factor *= 1 + rng.uniform(-self.config.factor_jitter, self.config.factor_jitter)
         # Cut before resampling: the work is the same for short and long clips.
-        samples = self._crop(self.corpus.audio(clip, ENCODER_RATE_HZ), rng)
+        samples = self._crop(recording.corpus.audio(recording.clip, ENCODER_RATE_HZ), rng)
         samples = self._crop(shift_speaker(samples, factor, ENCODER_RATE_HZ), rng)
         samples = change_level(change_colour(samples, rng), rng)
         return fbank_mean_normalised(add_noise(samples, rng))
@@ -106,9 +117,10 @@ class SpeakerStage(Stage):
         first, second = [], []
         for index in rng.choice(len(names), count, replace=False):
             factor = float(rng.choice(self.config.factors))
-            one, other = rng.choice(self.clips[names[index]], 2, replace=False)
-            first.append(self._example(int(one), factor, rng))
-            second.append(self._example(int(other), factor, rng))
+            recordings = self.clips[names[index]]
+            one, other = rng.choice(len(recordings), 2, replace=False)
+            first.append(self._example(recordings[one], factor, rng))
+            second.append(self._example(recordings[other], factor, rng))
         return torch.from_numpy(np.stack([np.stack(first), np.stack(second)]))
 
     def losses(self, batch: Tensor, step: int) -> dict[str, Tensor]:
