@@ -16,7 +16,9 @@ from indextts2.native.library import Queue, loaded, run, usable
 MOST_ROWS = 32
 # Fewer weights than this are not worth waking up another thread.
 WEIGHTS_PER_THREAD = 1 << 17
-# Threads share out columns in multiples of this, whole cache lines.
+# Several threads find this many pieces each, so that one that is held up by other programs does fewer of them.
+PIECES_PER_THREAD = 4
+# Pieces are multiples of so many columns, whole cache lines.
 COLUMN_MULTIPLE = 16
 
 
@@ -37,14 +39,15 @@ def few_rows(x: Tensor, weight: Tensor) -> bool:
 
 
 def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W + bias without gradients: (..., I), `weight` (I,O) without gaps and `bias` (O) -> (..., O).
+    """x W + bias without gradients: (..., I), `weight` (I,O) and `bias` (O), both without gaps -> (..., O).
 
     A row gives the same bits whatever other rows there are, and on any number of threads.
     """
     x = x.contiguous()
     inputs, outputs = weight.shape
     threads = max(min(torch.get_num_threads(), weight.numel() // WEIGHTS_PER_THREAD), 1)
-    columns = -(-outputs // (threads * COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
+    wanted = 1 if threads == 1 else threads * PIECES_PER_THREAD
+    columns = -(-outputs // (wanted * COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
     pieces = -(-outputs // columns)
     result = x.new_empty(*x.shape[:-1], outputs)
     task = ProductTask(
@@ -52,5 +55,5 @@ def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         *(x.numel() // inputs, inputs, outputs, columns),
         *(x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), result.data_ptr()),
     )
-    run(loaded().multiply_rows, task, pieces)
+    run(loaded().multiply_rows, task, min(threads, pieces))
     return result
