@@ -138,6 +138,27 @@ def test_scores_that_break_end_the_request_and_leave_nothing_behind(model: Unifi
     check_same(run_alone(bursts, Request(model, prefix_of(model, 1), OPTIONS, seeded(1))), expected)
 
 
+def test_a_burst_that_cannot_be_launched_ends_its_requests_only(
+    model: UnifiedVoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bursts, step = Bursts(model), bursts_module._Batch._step
+    wanted = [dataclasses.replace(OPTIONS, min_new_tokens=20, num_beams=beams) for beams in (1, 2, 2)]
+    requests = [Request(model, prefix_of(model, n), options, seeded(n)) for n, options in enumerate(wanted)]
+
+    def failing(batch: Any, options: GenerationConfig, *sizes: int) -> None:
+        if options.num_beams == 2:
+            raise RuntimeError("out of memory")
+        step(batch, options, *sizes)
+
+    monkeypatch.setattr(bursts_module._Batch, "_step", failing)
+    assert [str(error) for error in bursts.advance(requests)] == ["None", "out of memory", "out of memory"]
+    assert not bursts._batches[2].seats
+    monkeypatch.undo()
+    for n in (0, 1):
+        request = requests[0] if n == 0 else Request(model, prefix_of(model, n), wanted[n], seeded(n))
+        check_same(run_alone(bursts, request), generate(model, prefix_of(model, n), wanted[n], seeded(n)))
+
+
 def test_warming_up_makes_room_and_changes_nothing(model: UnifiedVoice) -> None:
     bursts = Bursts(model)
     bursts.warm_up(OPTIONS, slots=3, rows=SMALLEST_ROWS + 1)
