@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -332,6 +333,23 @@ def test_stop_lets_running_speech_end() -> None:
 
     hold.clear()
     converse(talk_to_the_end, hold)
+
+
+def test_a_client_that_stops_reading_is_cut_off() -> None:
+    turns = asyncio.Semaphore(1)
+
+    async def talk(server: WyomingServer, engine: ToneEngine) -> None:
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with deaf:
+            deaf.connect((server.host, server.port))
+            deaf.sendall(json.dumps({"type": "synthesize", "data": {"text": "word " * 4000}}).encode() + b"\n")
+            while not turns.locked():
+                await asyncio.sleep(0.01)
+            async with turns:
+                assert engine.jobs[0].cancelled.is_set()
+
+    converse(talk, admit=lambda: turns, send_seconds=0.3)
 
 
 def test_admission_may_refuse_and_is_left_again() -> None:

@@ -66,6 +66,7 @@ class ServerState:
             self.wyoming = WyomingServer(
                 self.host, self.library, settings.wyoming_address, settings.wyoming_port,
                 config=InferenceConfig(preset=settings.preset), admit=self.admission.visit,
+                send_seconds=settings.send_seconds,
             )  # fmt: skip
         self.failure: BaseException | None = None
 

@@ -111,6 +111,7 @@ class WyomingServer:
         admit: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
         max_connections: int = 16,
         idle_timeout_seconds: float = 300.0,
+        send_seconds: float = 30.0,
     ) -> None:
         self.engine, self.voices = engine, voices
         self.host, self.port = host, port
@@ -120,6 +121,7 @@ class WyomingServer:
         self.admit = admit
         self.max_connections = max_connections
         self.idle_timeout_seconds = idle_timeout_seconds
+        self.send_seconds = send_seconds
         # Waiting for the next chunk blocks a thread: one for each connection.
         self.threads = ThreadPoolExecutor(max_connections, thread_name_prefix="wyoming")
         self._server: asyncio.Server | None = None
@@ -186,6 +188,9 @@ class _Connection:
                 task.result()
         except ConnectionError:
             log.debug("a Wyoming client went away")
+        except TimeoutError:
+            log.warning("a Wyoming client took no audio for %g s and was cut off", self.server.send_seconds)
+            self.writer.transport.abort()
         except Exception as error:
             await self._fail(error)
         finally:
@@ -196,12 +201,13 @@ class _Connection:
 
     async def _fail(self, error: Exception) -> None:
         told = as_api_error(error).body()["error"]
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, TimeoutError):
             await self._send(Event("error", {"text": told["message"], "code": told["code"]}))
 
     async def _send(self, event: Event) -> None:
+        """Send an event. TimeoutError when the client does not take what was sent before."""
         self.writer.write(event.to_bytes())
-        await self.writer.drain()
+        await asyncio.wait_for(self.writer.drain(), self.server.send_seconds)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
