@@ -29,9 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        default="output.wav",
         metavar="FILE",
-        help="wav, flac, ogg, opus or mp3 by extension; - writes WAV to standard output [%(default)s]",
+        help="wav, flac, ogg, opus or mp3 by extension; - writes WAV to standard output "
+        f"[{live.DEFAULT_OUTPUT}; --stream alone plays instead, where there is a sound card]",
     )
     options.add_model_options(parser)
     options.add_emotion_options(parser)
@@ -39,19 +39,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--subtype", metavar="NAME", help="sample format, for example FLOAT or PCM_24 in WAV [PCM_16]")
     live.add_stream_option(group)
-    group.add_argument("--play", action="store_true", help="play it (with --stream: while it is made)")
+    group.add_argument(
+        "--play", action="store_true", help="also play it, where there is a sound card (extra `playback`)"
+    )
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw waveform, mel and segments")
     group.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.output is None and not live.only_plays(args):
+        args.output = live.DEFAULT_OUTPUT
     if args.json and args.output == "-":
         raise UsageError("--json and --output - both want standard output; give the audio a file name")
     if args.stream is not None:
         live.check(args)
     from indextts2.audio.formats import output_format
 
-    if args.output != "-":
+    if args.output not in (None, "-"):
         output_format(Path(args.output).suffix, args.subtype)  # a format that cannot be written is refused at once
     emotion = options.emotion(args)
     options.inference_config(args, ModelConfig())  # a wrong value is reported before weights are read
@@ -78,11 +82,9 @@ def run(args: argparse.Namespace) -> int:
 def _deliver(args: argparse.Namespace, result: SpeechResult) -> None:
     """Write, play and draw a whole result, as the options ask."""
     _write(args.output, args.subtype, result)
-    if args.play:
-        from indextts2.audio.playback import play
-        from indextts2.types import Waveform
-
-        play(Waveform(result.samples, result.sample_rate))
+    if args.play and (player := live.open_player(result.sample_rate, args.output)) is not None:
+        with player:
+            player.write(result.samples)
     if args.plot is not None:
         from indextts2.cli.plot import plot_result
 
@@ -126,6 +128,6 @@ def summary_line(summary: dict[str, Any]) -> str:
     """`output.wav: 3.42 s of audio, RTF 0.35, seed 7 (text 0.01 s, gpt 0.80 s, …)`."""
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in summary["timings"].items())
     return (
-        f"{summary['output']}: {summary['seconds']:.2f} s of audio, RTF {summary['rtf']:.2f}, "
+        f"{summary['output'] or 'played'}: {summary['seconds']:.2f} s of audio, RTF {summary['rtf']:.2f}, "
         f"seed {summary['seed']}, model {summary['model']} ({stages})"
     )
