@@ -17,10 +17,16 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
+from indextts2.errors import CheckpointError
+from indextts2.inference.engine import SpeechEngine
+from indextts2.inference.pipeline import IndexTTS2
+from indextts2.server.app import create_app
 from indextts2.server.context import JsonFormatter
-from tests.server.conftest import error_of, say, upload
+from tests.server.conftest import data_url, error_of, say, upload, wav_bytes
 from tests.server.fakes import SAMPLE_RATE, WORD_SECONDS, LiveServer, Script, wait_until
+from tests.tiny import write_tiny_model
 
 BODY = {"model": "indextts2", "voice": "alice", "input": "one two three", "response_format": "pcm"}
 
@@ -229,11 +235,6 @@ def test_a_model_in_use_is_not_let_go_of(live: Callable[..., LiveServer], script
 
 
 def test_a_model_that_cannot_be_loaded(make_settings: Callable[..., Any]) -> None:
-    from starlette.testclient import TestClient
-
-    from indextts2.errors import CheckpointError
-    from indextts2.server.app import create_app
-
     def broken() -> Any:
         raise CheckpointError("no weights in /secret/place")
 
@@ -270,21 +271,62 @@ def test_log_lines_have_ids_and_no_secrets(make_client: Callable[..., Any], capl
         assert secret not in json.dumps(lines)
 
 
-def test_log_lines_carry_the_id_of_their_request(client: Any) -> None:
-    seen: list[dict[str, Any]] = []
+def collect_log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Lines of the server's log, formatted where they are written, so that they know their request."""
+    lines: list[dict[str, Any]] = []
 
     class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen.append(json.loads(JsonFormatter().format(record)))
+            lines.append(json.loads(JsonFormatter().format(record)))
 
-    handler = Collect()
     logger = logging.getLogger("indextts2.server")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        identity = say(client).headers["X-Request-Id"]
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
-    ours = [line for line in seen if line["request_id"] == identity]
+    monkeypatch.setattr(logger, "handlers", [Collect()])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()
+    return lines
+
+
+def test_log_lines_carry_the_id_of_their_request(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = collect_log(monkeypatch)
+    identity = say(client).headers["X-Request-Id"]
+    ours = [line for line in lines if line["request_id"] == identity]
     assert {line["message"] for line in ours} == {"speech stop", "request"}
+
+
+def test_log_lines_of_threads_carry_the_id_too(client: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = collect_log(monkeypatch)
+    script.engines[0].alive = False
+    identity = say(client).headers["X-Request-Id"]
+    (line,) = [line for line in lines if line["message"].startswith("the worker of the model has died")]
+    assert line["request_id"] == identity
+
+
+def test_a_failure_inside_the_engine_is_logged_and_not_told(
+    make_settings: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("secret path /home/alice")
+
+    monkeypatch.setattr("indextts2.inference.engine.feed", failing)
+    tts = IndexTTS2.from_pretrained(write_tiny_model(tmp_path / "model"), device="cpu")
+    app = create_app(make_settings(), lambda: SpeechEngine(tts))
+    body = BODY | {"voice": None, "ref_audio": data_url(wav_bytes())}
+    errors = {}
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        wait_until(lambda: app.state.server.status == "ready")
+        lines = collect_log(monkeypatch)
+        for identity in ("streamed", "whole"):
+            fields = {"json": body | {"stream": identity == "streamed"}, "headers": {"X-Request-Id": identity}}
+            errors[identity] = error_of(client.post("/v1/audio/speech", **fields), 500)
+        fields = {"json": body | {"items": [{"input": "one"}]}, "headers": {"X-Request-Id": "batch"}}
+        errors["batch"] = client.post("/v1/audio/speech/batch", **fields).json()["results"][0]["error"]
+        url = "ws://127.0.0.1:8000/v1/audio/speech/stream"
+        with client.websocket_connect(url, headers={"X-Request-Id": "websocket"}) as ws:
+            ws.send_json({**body, "type": "session.config"})
+            ws.send_json({"type": "input.text", "text": "One. "})
+            errors["websocket"] = ws.receive_json()["error"]
+    told = {(error["code"], error["message"]) for error in errors.values()}
+    assert told == {("internal_error", "the server failed; its log says why")}
+    causes = {line["request_id"]: line["traceback"] for line in lines if "traceback" in line}
+    assert causes.keys() == errors.keys()
+    assert all("RuntimeError: secret path" in cause for cause in causes.values())

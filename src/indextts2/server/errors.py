@@ -16,6 +16,7 @@ from indextts2.errors import (
     Cancelled,
     CheckpointError,
     ConfigError,
+    GenerationError,
     IndexTTS2Error,
     MissingExtraError,
     TextError,
@@ -92,7 +93,8 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
         return ApiError(500, "the model cannot serve this request; the server's log says why", code="model_error")
     if isinstance(error, Cancelled):
         return not_available("the server stopped this work", "cancelled", 5)
-    if isinstance(error, IndexTTS2Error):
+    if isinstance(error, GenerationError) and error.__cause__ is None:  # the model's failure, not that of its code
+        log.error("the speech failed: %s", error)
         return ApiError(500, str(error), code="generation_failed")
     log.error("a request failed unexpectedly", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")

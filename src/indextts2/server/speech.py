@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TypeVar
@@ -127,8 +128,8 @@ class SpeechService:
         return await self.in_thread(lambda: self.host.voice(waveform))
 
     def in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Run blocking work beside the event loop."""
-        return asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """Run blocking work beside the event loop; what it logs carries the id of the request."""
+        return asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
 
     async def _reference(self, options: SpeechOptions) -> Waveform | None:
         if options.ref_audio is None:
