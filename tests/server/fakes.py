@@ -39,11 +39,11 @@ class FakeTTS:
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, fingerprint: str = FINGERPRINT) -> None:
+    def __init__(self, fingerprint: str = FINGERPRINT, emotion_text_directory: Path | None = None) -> None:
         self.config = SimpleNamespace(
             generation=GenerationConfig(max_mel_tokens=500), gpt=SimpleNamespace(max_mel_tokens=800)
         )
-        self.models = SimpleNamespace(fingerprint=fingerprint, emotion_text_directory=None)
+        self.models = SimpleNamespace(fingerprint=fingerprint, emotion_text_directory=emotion_text_directory)
         self.encoded: list[Any] = []
         self.closed = False
 
@@ -127,6 +127,7 @@ class Script:
     failure: IndexTTS2Error = field(default_factory=lambda: UsageError("the script says so"))
     die_at_word: int | None = None
     fingerprint: str = FINGERPRINT
+    emotion_text_directory: Path | None = None
     engines: list[FakeEngine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,7 +151,7 @@ class FakeEngine:
 
     def __init__(self, script: Script) -> None:
         self.script = script
-        self.tts = FakeTTS(script.fingerprint)
+        self.tts = FakeTTS(script.fingerprint, script.emotion_text_directory)
         self.requests: list[SpeechRequest] = []
         self.jobs: list[FakeJob] = []
         self.alive = True

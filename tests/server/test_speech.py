@@ -7,6 +7,7 @@ import io
 import json
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from indextts2.audio.loader import load_audio
 from indextts2.errors import GenerationError
-from indextts2.inference.emotion import EmotionAudio, EmotionVector
+from indextts2.inference.emotion import EmotionAudio, EmotionVector, EmotionWords
 from indextts2.inference.voice import Voice
 from indextts2.server.tempo import Tempo, split_speed
 from tests.server.conftest import data_url, error_of, say, wav_bytes
@@ -157,6 +158,59 @@ def test_batch_item_with_a_wrong_override_fails_alone(client: Any) -> None:
     assert [result["status"] for result in answer["results"]] == ["error", "error", "success"]
     assert answer["results"][0]["error"]["param"] == "speed"
     assert answer["results"][1]["error"]["param"] == "voice"
+
+
+VECTOR = [0.0, 0.0, 1.2, 0.0, 0.0, 0.0, 0.0, 0.0]
+OTHER = [0.5, *VECTOR[1:]]
+
+
+@pytest.mark.parametrize(
+    ("common", "own", "expected"),
+    [
+        ({"emo_vector": VECTOR}, {}, EmotionVector(tuple(VECTOR), 1.0, False)),
+        ({"emo_vector": VECTOR}, {"emo_vector": OTHER}, EmotionVector(tuple(OTHER), 1.0, False)),
+        ({"emotion_vector": VECTOR}, {"emo_vector": OTHER}, EmotionVector(tuple(OTHER), 1.0, False)),
+        ({"emo_vector": VECTOR}, {"emotion_vector": OTHER}, EmotionVector(tuple(OTHER), 1.0, False)),
+        ({"emotion": "happy:0.7"}, {"emo_vector": OTHER}, EmotionVector(tuple(OTHER), 1.0, False)),
+        ({"emo_vector": VECTOR}, {"emotion": "sad:0.5"}, EmotionVector((0, 0, 0.5, 0, 0, 0, 0, 0), 1.0, False)),
+        ({"emo_vector": VECTOR, "emo_alpha": 0.5}, {"emo_alpha": 0.7}, EmotionVector(tuple(VECTOR), 0.7, False)),
+        ({"emo_vector": VECTOR, "use_random": True}, {"use_random": False}, EmotionVector(tuple(VECTOR), 1.0, False)),
+        ({"emo_text": "sadly"}, {"emo_text": "gladly"}, EmotionWords("gladly", 1.0, False)),
+        ({"use_emo_text": True}, {"use_emo_text": False}, None),
+        ({"emo_vector": VECTOR}, {"use_emo_text": True}, EmotionWords(None, 1.0, False)),
+    ],
+)  # fmt: skip
+def test_an_item_of_a_batch_overrides_the_emotion(
+    make_client: Callable[..., Any], script: Script, common: dict[str, Any], own: dict[str, Any], expected: Any
+) -> None:
+    script.emotion_text_directory = Path("words")
+    client = make_client()
+    body = {"model": "indextts2", "voice": "alice", **common, "items": [{"input": "one", **own}]}
+    assert client.post("/v1/audio/speech/batch", json=body).json()["succeeded"] == 1
+    assert script.requests[0].emotion == expected
+
+
+def test_an_item_of_a_batch_overrides_the_recorded_emotion(client: Any, script: Script) -> None:
+    recordings = [data_url(wav_bytes(seconds)) for seconds in (2.0, 3.0)]
+    body = {"model": "indextts2", "voice": "alice", "emo_audio": recordings[0],
+            "items": [{"input": "one", "emo_audio": recordings[1]}]}  # fmt: skip
+    assert client.post("/v1/audio/speech/batch", json=body).json()["succeeded"] == 1
+    emotion = script.requests[0].emotion
+    assert isinstance(emotion, EmotionAudio)
+    assert emotion.audio.duration == pytest.approx(3.0)
+
+
+def test_an_item_of_a_batch_overrides_the_voice(client: Any, script: Script) -> None:
+    reference = data_url(wav_bytes(3.0))
+    clips = script.engines[0].tts.encoded
+    for common, own, encoded in (
+        ({"ref_audio": reference}, {"voice": "alice"}, 0),
+        ({"voice": "nobody"}, {"ref_audio": reference}, 1),
+        ({"voice": "alice"}, {"ref_audio": None}, 1),
+    ):
+        body = {"model": "indextts2", **common, "items": [{"input": "one", **own}]}
+        assert client.post("/v1/audio/speech/batch", json=body).json()["succeeded"] == 1
+        assert len(clips) == encoded
 
 
 def test_models(client: Any) -> None:

@@ -26,7 +26,7 @@ from indextts2.server.responses import (
     usage_body,
     while_connected,
 )
-from indextts2.server.schemas import BatchAnswer, BatchBody, BatchItem, SpeechBody, SpeechOptions
+from indextts2.server.schemas import BatchAnswer, BatchBody, BatchItem, SpeechBody, SpeechOptions, item_body
 from indextts2.server.speech import Speech, SpeechService
 from indextts2.types import AudioChunk
 
@@ -161,9 +161,8 @@ async def _batch(service: SpeechService, body: BatchBody) -> list[dict[str, Any]
 
 async def _item(service: SpeechService, body: BatchBody, item: BatchItem) -> dict[str, Any]:
     """One item as a request of its own, with what the batch says for all."""
-    common = body.model_dump(exclude={"items"}, exclude_unset=True)
     try:
-        merged = SpeechBody.model_validate(common | {"input": item.input} | (item.model_extra or {}))
+        merged = item_body(body, item)
     except ValidationError as error:
         raise from_validation(error.errors()) from None
     service.check_model(merged.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
@@ -21,15 +22,31 @@ Flag = Annotated[bool, Strict()]
 Weight = Annotated[float, Strict(), Field(ge=0.0, le=1.2, allow_inf_nan=False)]
 
 
+# The second names of fields.
+ALIASES = {
+    "emo_vector": "emotion_vector",
+    "emo_alpha": "emotion_alpha",
+    "emo_audio": "emotion_audio",
+    "emo_text": "emotion_text",
+    "use_emo_text": "use_emotion_text",
+    "use_random": "random_emotion",
+}
+# Of each group one field is used: an item of a batch that gives one takes none of the batch's.
+GROUPS = (
+    {"voice", "ref_audio"},
+    {"emotion", "emotion_vector", "emotion_audio", "emotion_text", "use_emotion_text"},
+)
+
+
 class VoiceReference(BaseModel):
     """A voice by its id, which is its name."""
 
     id: Annotated[Text, Field(min_length=1, max_length=256)]
 
 
-def _both(name: str, official: str) -> AliasChoices:
+def _both(name: str) -> AliasChoices:
     """A field that is known by two names."""
-    return AliasChoices(name, official)
+    return AliasChoices(name, *(alias for alias, field in ALIASES.items() if field == name))
 
 
 class SpeechOptions(BaseModel):
@@ -70,30 +87,30 @@ class SpeechOptions(BaseModel):
     )
     emotion_vector: Annotated[list[Weight], Field(min_length=8, max_length=8)] | None = Field(
         None,
-        validation_alias=_both("emotion_vector", "emo_vector"),
+        validation_alias=_both("emotion_vector"),
         description="happy, angry, sad, afraid, disgusted, melancholic, surprised, calm; also emo_vector",
     )
     emotion_alpha: Annotated[Number, Field(ge=0.0, le=2.0)] = Field(
-        1.0, validation_alias=_both("emotion_alpha", "emo_alpha"), description="strength; also emo_alpha"
+        1.0, validation_alias=_both("emotion_alpha"), description="strength; also emo_alpha"
     )
     emotion_audio: Text | None = Field(
         None,
-        validation_alias=_both("emotion_audio", "emo_audio"),
+        validation_alias=_both("emotion_audio"),
         description="speak with the emotion of this recording, a data: URL; also emo_audio",
     )
     emotion_text: Annotated[Text, Field(max_length=4096)] | None = Field(
         None,
-        validation_alias=_both("emotion_text", "emo_text"),
+        validation_alias=_both("emotion_text"),
         description="emotion in words, where the model reads it; also emo_text",
     )
     use_emotion_text: Flag = Field(
         False,
-        validation_alias=_both("use_emotion_text", "use_emo_text"),
+        validation_alias=_both("use_emotion_text"),
         description="read the emotion from emotion_text, or from the input if there is none; also use_emo_text",
     )
     random_emotion: Flag = Field(
         False,
-        validation_alias=_both("random_emotion", "use_random"),
+        validation_alias=_both("random_emotion"),
         description="choose among the model's examples of an emotion by the seed; also use_random",
     )
 
@@ -158,7 +175,7 @@ class SpeechBody(SpeechOptions):
 
 
 class BatchItem(BaseModel):
-    """One text of a batch; every other field overrides that of the batch."""
+    """One text of a batch; every other field overrides that of the batch, a voice or an emotion as a whole."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -175,6 +192,26 @@ class BatchBody(SpeechOptions):
 
     model: Annotated[Text, Field(min_length=1, max_length=256)]
     items: Annotated[list[BatchItem], Field(min_length=1, max_length=MAX_BATCH_ITEMS)]
+
+
+def item_body(batch: BatchBody, item: BatchItem) -> SpeechBody:
+    """One item as a request of its own: what it says, and of the batch what it leaves open.
+
+    Raises:
+        ValidationError: the item says something that no request may.
+    """
+    common = _by_name(batch.model_dump(exclude={"items"}, exclude_unset=True))
+    own = _by_name(item.model_dump(exclude_unset=True))
+    for group in GROUPS:
+        if any(own.get(name) not in (None, False) for name in group):
+            common = {name: value for name, value in common.items() if name not in group}
+    return SpeechBody.model_validate(common | own)
+
+
+def _by_name(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same fields without second names; where both were given the first name counts."""
+    aliased = {ALIASES[name]: value for name, value in fields.items() if name in ALIASES}
+    return aliased | {name: value for name, value in fields.items() if name not in ALIASES}
 
 
 def not_blank(text: str) -> str:
