@@ -42,6 +42,25 @@ def test_downloads_hold_the_same_speech(browser: Browser, page: Page, served: Se
     assert {job.request.config.seed for job in served.engine.jobs} == {last_job(served).request.config.seed}
 
 
+def test_aac_is_offered_where_the_server_has_it(
+    browser: Browser, page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av", reason="needs the extra `aac`")
+    speak(page)
+    with av.open(io.BytesIO(downloaded(browser, page, "aac"))) as file:
+        frames = [frame.to_ndarray() for frame in file.decode(audio=0)]
+    sound = np.concatenate(frames, axis=-1)
+    assert sound.shape[-1] / RATE == pytest.approx(len(expected(last_job(served))) / RATE, abs=0.15)
+    assert np.sqrt(np.mean(sound**2)) > 0.05
+    monkeypatch.setattr("indextts2.server.encoders.find_spec", lambda _: None)
+    with browser.page(served.url) as other:
+        other.wait("document.getElementById('server').dataset.state === 'ready'")
+        shown = other.run(
+            "[...document.querySelectorAll('#downloads button:not([hidden])')].map((b) => b.dataset.format)"
+        )
+        assert shown == ["wav", "flac", "mp3", "opus", "pcm"]
+
+
 def test_the_file_made_in_the_page_says_that_it_is_synthetic(browser: Browser, page: Page) -> None:
     speak(page)
     with soundfile.SoundFile(io.BytesIO(downloaded(browser, page, "wav"))) as file:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
+from typing import get_args
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -19,6 +20,7 @@ from indextts2.config import InferenceConfig
 from indextts2.errors import IndexTTS2Error
 from indextts2.server.admission import Admission
 from indextts2.server.context import RequestContext
+from indextts2.server.encoders import has_encoder
 from indextts2.server.errors import install_handlers
 from indextts2.server.guard import Guard
 from indextts2.server.metrics import Metrics
@@ -26,7 +28,7 @@ from indextts2.server.model_host import EngineFactory, ModelHost
 from indextts2.server.openapi import SpeechApp
 from indextts2.server.routes_speech import speech_routes
 from indextts2.server.routes_voices import model_routes, voice_routes
-from indextts2.server.schemas import Health
+from indextts2.server.schemas import AudioFormat, Health
 from indextts2.server.settings import ServerSettings
 from indextts2.server.speech import SpeechService
 from indextts2.server.voices import VoiceLibrary, VoiceRegistry
@@ -91,6 +93,7 @@ class ServerState:
                 "fingerprint": facts and facts.fingerprint,
                 "sample_rate": facts and facts.sample_rate,
                 "reads_emotion_from_words": facts and facts.reads_emotion_from_words,
+                "response_formats": [name for name in get_args(AudioFormat) if has_encoder(name)],
                 "running": self.admission.running,
                 "waiting": self.admission.waiting,
                 "uptime_seconds": round(monotonic() - self.start, 1),

@@ -31,9 +31,14 @@ class Encoder(Protocol):
         """The last bytes."""
 
 
+def has_encoder(name: str) -> bool:
+    """Whether the package that this format needs is there."""
+    return name != "aac" or find_spec("av") is not None
+
+
 def check_encoder(name: str) -> None:
     """Raise MissingExtraError if this format needs a package that is not there."""
-    if name == "aac" and find_spec("av") is None:
+    if not has_encoder(name):
         raise MissingExtraError("AAC", "aac")
 
 

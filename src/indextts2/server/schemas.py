@@ -329,6 +329,7 @@ class Health(BaseModel):
     fingerprint: str | None
     sample_rate: int | None
     reads_emotion_from_words: bool | None
+    response_formats: list[AudioFormat]
     running: int
     waiting: int
     uptime_seconds: float

@@ -39,6 +39,7 @@ async function connect() {
   serverState("wait", "Connecting …");
   try {
     const state = await health();
+    stage.downloads.setFormats(state.response_formats);
     model = (await models()).data[0].id;
     await voices.load();
     serverState("ready", state.status === "loading" ? "Loading the model" : "Ready");

@@ -4,7 +4,7 @@ import { speechFile } from "./api.js";
 import { clearError, say, showError } from "./messages.js";
 import { pcmBytes, wavBytes } from "./wav.js";
 
-const FORMATS = { wav: "WAV", flac: "FLAC", mp3: "MP3", opus: "Opus", pcm: "PCM" };
+const FORMATS = { wav: "WAV", flac: "FLAC", mp3: "MP3", opus: "Opus", aac: "AAC", pcm: "PCM" };
 const MADE_HERE = ["wav", "pcm"];
 
 /** Samples as a file of `format`; WAV and PCM are made here, the rest by the server, which repeats the same speech. */
@@ -31,6 +31,11 @@ export class Downloads {
     });
     place.append(...this.buttons);
     this.show(null);
+  }
+
+  /** Leave out the formats that the server cannot make. */
+  setFormats(served) {
+    for (const button of this.buttons) button.hidden = ![...MADE_HERE, ...served].includes(button.dataset.format);
   }
 
   /** Offer `entry`; of speech that broke off only what was received. */
