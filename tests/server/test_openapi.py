@@ -102,3 +102,8 @@ def test_wrong_requests_are_documented_as_they_are_answered(document: Any) -> No
     assert not [operation for operation in operations if "422" in operation["responses"]]
     schemas = document.raw_schema["components"]["schemas"]
     assert set(schemas["ErrorObject"]["required"]) == {"message", "type", "param", "code"}
+
+
+def test_the_provenance_of_every_answer_with_audio_is_documented(document: Any) -> None:
+    for path in ("/v1/audio/speech", "/v1/audio/speech/batch"):
+        assert "X-Provenance" in document.raw_schema["paths"][path]["post"]["responses"]["200"]["headers"]

@@ -150,6 +150,10 @@ def test_batch(client: Any) -> None:
     assert second["error"]["code"] == "invalid_text"
     assert third["media_type"] == "audio/flac"
     assert third["seed"] == 9
+    assert response.headers["X-Provenance"].startswith("synthetic speech; indextts2 ")
+    assert third["provenance"].startswith("synthetic speech; indextts2 ")
+    assert third["provenance"].endswith(f"seed 9; model {'f' * 16}")
+    assert "provenance" not in second
 
 
 def test_batch_item_with_a_wrong_override_fails_alone(client: Any) -> None:

@@ -36,20 +36,27 @@ _EVENTS = {
         "required": ["data"],
     }
 }
+_HEADERS = {
+    name: {"schema": {"type": "string"}, "description": meaning}
+    for name, meaning in {
+        "X-Request-Id": "as it stands in the log",
+        "X-Sample-Rate": "Hz",
+        "X-Seed": "repeats this speech",
+        "X-Provenance": "synthetic speech, by which version and model",
+        "X-Ignored-Fields": "fields that had no effect",
+    }.items()
+}
 SPEECH_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "audio, or server-sent events with stream_format sse",
         "content": dict.fromkeys(AUDIO_TYPES, _BINARY) | {"text/event-stream": _EVENTS},
-        "headers": {
-            name: {"schema": {"type": "string"}, "description": meaning}
-            for name, meaning in {
-                "X-Request-Id": "as it stands in the log",
-                "X-Sample-Rate": "Hz",
-                "X-Seed": "repeats this speech",
-                "X-Provenance": "synthetic speech, by which version and model",
-                "X-Ignored-Fields": "fields that had no effect",
-            }.items()
-        },
+        "headers": _HEADERS,
+    }
+}
+BATCH_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the items in their order; each succeeded or failed",
+        "headers": {name: _HEADERS[name] for name in ("X-Request-Id", "X-Provenance")},
     }
 }
 

@@ -14,10 +14,11 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from indextts2 import __version__
 from indextts2.errors import MissingExtraError
 from indextts2.server.encoders import Encoder, check_encoder, encode_file, stream_encoder
 from indextts2.server.errors import ApiError, as_api_error, from_validation
-from indextts2.server.openapi import ERRORS, SPEECH_ANSWER
+from indextts2.server.openapi import BATCH_ANSWER, ERRORS, SPEECH_ANSWER
 from indextts2.server.responses import (
     ClientGone,
     StreamedResponse,
@@ -50,8 +51,10 @@ def speech_routes(service: SpeechService) -> APIRouter:
         except ClientGone:
             return Response(status_code=CLIENT_GONE)
 
-    @router.post("/v1/audio/speech/batch", response_model_exclude_none=True, responses=ERRORS, tags=["speech"])
-    async def create_batch(body: BatchBody, request: Request) -> BatchAnswer:
+    @router.post(
+        "/v1/audio/speech/batch", response_model_exclude_none=True, responses=BATCH_ANSWER | ERRORS, tags=["speech"]
+    )
+    async def create_batch(body: BatchBody, request: Request, response: Response) -> BatchAnswer:
         """Speak up to 32 texts; each succeeds or fails on its own."""
         service.check_model(body.model)
         with service.admission.enter():
@@ -60,6 +63,8 @@ def speech_routes(service: SpeechService) -> APIRouter:
             except ClientGone:
                 raise ApiError(CLIENT_GONE, "the client went away") from None
         good = sum(result["status"] == "success" for result in results)
+        model = (await service.facts()).fingerprint[:16]
+        response.headers["X-Provenance"] = f"synthetic speech; indextts2 {__version__}; model {model}"
         answer = {"id": f"batch-{secrets.token_hex(12)}", "results": results, "total": len(results),
                   "succeeded": good, "failed": len(results) - good}  # fmt: skip
         return BatchAnswer.model_validate(answer)
@@ -83,7 +88,7 @@ def headers_of(service: SpeechService, speech: Speech, options: SpeechOptions, s
     headers = {
         "X-Sample-Rate": str(sample_rate),
         "X-Seed": str(speech.seed),
-        "X-Provenance": f"synthetic speech; {speech.tags['software']}; {speech.tags['comment']}",
+        "X-Provenance": speech.provenance,
         "Cache-Control": "no-store",
     }
     return headers | ({"X-Ignored-Fields": ", ".join(ignored)} if ignored else {})
@@ -173,5 +178,6 @@ async def _item(service: SpeechService, body: BatchBody, item: BatchItem) -> dic
         "audio_data": base64.b64encode(data).decode(),
         "media_type": media_type,
         "seed": speech.seed,
+        "provenance": speech.provenance,
         "usage": usage_body(speech.usage),
     }

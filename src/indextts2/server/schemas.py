@@ -255,6 +255,7 @@ class BatchResult(BaseModel):
     audio_data: str | None = None
     media_type: str | None = None
     seed: int | None = None
+    provenance: str | None = Field(None, description="synthetic speech, by which version and model")
     usage: UsageBody | None = None
     error: ErrorObject | None = None
 

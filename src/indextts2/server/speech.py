@@ -53,6 +53,11 @@ class Speech:
     usage: Usage = field(default_factory=Usage)
     tags: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def provenance(self) -> str:
+        """That it is synthetic, by which version and model, in one line."""
+        return f"synthetic speech; {self.tags['software']}; {self.tags['comment']}"
+
 
 class SpeechService:
     """Speaks for all endpoints."""
