@@ -40,7 +40,7 @@ test-slow: $(DEVELOPER)
 	$(BIN)/pytest -m slow
 
 test-page: $(DEVELOPER)
-	$(BIN)/pytest -m page -rs
+	$(BIN)/pytest tests/page -m page -rs
 
 parity-full: $(DEVELOPER)
 	$(BIN)/pytest -m full -s
