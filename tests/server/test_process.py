@@ -128,6 +128,24 @@ def test_a_public_address_without_key_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_mistakes_are_told_in_one_line_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, message in (
+            (["--port", "0", "--voices-dir", str(tmp_path / "file")], "the voices directory"),
+            (["--port", port, "--voices-dir", str(tmp_path)], f"cannot listen on 127.0.0.1 port {port}"),
+            (["--port", "0", "--voices-dir", str(tmp_path), "--wyoming-port", port], f"127.0.0.1 port {port}"),
+            (["--port", "0", "--voices-dir", str(tmp_path), "--host", "nowhere.invalid", "--api-key", "good-key-1"],
+             "cannot listen on nowhere.invalid port 0"),
+        ):  # fmt: skip
+            command = [sys.executable, "-m", "indextts2.cli.main", "serve", "--model", "nowhere", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 2, done.stderr
+            assert message in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     arguments = ["--model", str(tmp_path / "nowhere"), "--port", str(free_port()), "--voices-dir", str(tmp_path / "v")]
     command = [sys.executable, "-m", "indextts2.cli.main", "serve", *arguments]

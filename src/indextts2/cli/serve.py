@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     bound_caches()  # before torch is loaded
     from indextts2.server.app import create_app
     from indextts2.server.context import configure_logging
-    from indextts2.server.run import serve
+    from indextts2.server.run import prepare, serve
 
     settings = server_settings(args)
     configure_logging(args.verbose)
@@ -93,8 +93,11 @@ def run(args: argparse.Namespace) -> int:
             cold = False
         return SpeechEngine(tts, max_running=settings.max_running, lanes=settings.lanes)
 
-    say(f"indextts2 serve: http://{settings.host}:{settings.port} (ready when /readyz says so; Ctrl-C stops it)")
-    return serve(create_app(settings, make_engine))
+    app = create_app(settings, make_engine)
+    listening = prepare(app)
+    port = listening.getsockname()[1]
+    say(f"indextts2 serve: http://{settings.host}:{port} (ready when /readyz says so; Ctrl-C stops it)")
+    return serve(app, listening)
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from types import FrameType
 
 import uvicorn
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 
 from indextts2.errors import IndexTTS2Error
 from indextts2.server.app import ServerState
+from indextts2.server.listening import listen
 from indextts2.server.websocket import MAX_CONFIG_BYTES
 
 log = logging.getLogger(__name__)
@@ -57,14 +59,24 @@ class GracefulServer(uvicorn.Server):
             await asyncio.sleep(POLL_SECONDS)
 
 
-def serve(app: FastAPI) -> int:
+def prepare(app: FastAPI) -> socket.socket:
+    """Do what can fail by a mistake of the user before the model is loaded; return the socket of HTTP.
+
+    Raises:
+        UsageError: the directory of voices cannot be used, or a port not be had.
+    """
+    state: ServerState = app.state.server
+    state.library.registry.prepare()
+    if state.wyoming is not None:
+        state.wyoming.listen()
+    return listen(state.settings.host, state.settings.port)
+
+
+def serve(app: FastAPI, listening: socket.socket) -> int:
     """Serve until a signal comes; return the exit code: 0, or that of the error which kept the model from loading."""
     state: ServerState = app.state.server
-    settings = state.settings
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -72,7 +84,7 @@ def serve(app: FastAPI) -> int:
         timeout_keep_alive=10,
         timeout_graceful_shutdown=2,
     )
-    GracefulServer(config, state).run()
+    GracefulServer(config, state).run(sockets=[listening])
     if state.failure is None:
         return 0
     return state.failure.exit_code if isinstance(state.failure, IndexTTS2Error) else 1

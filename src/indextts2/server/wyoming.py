@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
@@ -30,6 +31,7 @@ from indextts2.audio.formats import pcm16
 from indextts2.config import InferenceConfig
 from indextts2.errors import TextError, UsageError
 from indextts2.server.errors import as_api_error
+from indextts2.server.listening import listen
 from indextts2.server.wyoming_events import MAX_LINE_BYTES, Event, read_event
 from indextts2.types import AudioChunk
 
@@ -124,13 +126,20 @@ class WyomingServer:
         self.send_seconds = send_seconds
         # Waiting for the next chunk blocks a thread: one for each connection.
         self.threads = ThreadPoolExecutor(max_connections, thread_name_prefix="wyoming")
+        self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
+    def listen(self) -> None:
+        """Take the port. UsageError when it cannot be had."""
+        self._socket = listen(self.host, self.port)
+        self.port = self._socket.getsockname()[1]
+
     async def start(self) -> None:
-        """Listen and return. OSError when the port cannot be had."""
-        self._server = await asyncio.start_server(self._accept, self.host, self.port, limit=MAX_LINE_BYTES)
-        self.port = self._server.sockets[0].getsockname()[1]
+        """Serve, after `listen` if that was not done, and return."""
+        if self._socket is None:
+            self.listen()
+        self._server = await asyncio.start_server(self._accept, sock=self._socket, limit=MAX_LINE_BYTES)
         log.info("Wyoming protocol on %s:%d", self.host, self.port)
 
     async def stop(self, timeout_seconds: float = 10.0) -> None:
@@ -145,7 +154,7 @@ class WyomingServer:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         self.threads.shutdown(wait=False, cancel_futures=True)
-        self._server = None
+        self._server = self._socket = None
 
     def info(self) -> Event:
         """The answer to `describe`."""
