@@ -254,6 +254,7 @@ def test_prompt_is_another_clip_of_the_speaker(corpus: Corpus, tiny_config: Mode
 def test_prompt_and_target_are_coloured_alike(corpus: Corpus, tiny_config: ModelConfig) -> None:
     stage = make_stage("s2mel", corpus, tiny_config)
     assert isinstance(stage, S2MelStage)
+    stage.config = dataclasses.replace(stage.config, colour=0.4)
     batch = stage.next_batch(np.random.default_rng(0))
     assert batch.colour.shape == (len(batch.frames), 80)
     assert float(batch.colour.std()) > 0.1

@@ -69,7 +69,9 @@ def test_s2mel_prompts_a_copy_with_its_own_voice(corpus: Corpus, tiny_config: Mo
     mood.save(corpus.folder / AROUSED, [copy.get("latents", 0, like="fbank")])
     config = dataclasses.replace(tiny_config, s2mel=S2MEL, campplus=CAMPPLUS)
     codec = SemanticCodec(tiny_config.semantic_codec)
-    stage = S2MelStage(corpus, config, codec, S2MelStageConfig(prompt_frames=(20, 50), evaluation_clips=1))
+    options = S2MelStageConfig(prompt_frames=(20, 50), evaluation_clips=1)
+    assert len(S2MelStage(corpus, config, codec, options).items) == len(corpus.train) + 1
+    stage = S2MelStage(corpus, config, codec, dataclasses.replace(options, copies=(SHIFTED, AROUSED)))
     assert len(stage.items) == len(corpus.train) + len(copy) + 1
     rng = np.random.default_rng(0)
 

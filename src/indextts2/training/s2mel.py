@@ -11,7 +11,7 @@ B batch, K codes, P prompt frames, N target frames, T = P + N, M mel bands, C co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,12 +49,11 @@ class S2MelStageConfig:
     time_power: float = 1.7
     # Part of the items that go without latents: the codes alone must do, too.
     latent_dropout: float = 0.3
-    # Part of the items whose style is that of somebody else: the prompt has to tell what the style may get wrong, as it
-    # does for voices that are unlike those of the corpus.
-    misled: float = 0.3
+    # Which copies of the clips take part, of those that were written.
+    copies: tuple[str, ...] = (AROUSED,)
     # Standard deviations, in natural logarithms, of a curve over the mel bands that is added to a prompt and its target
-    # alike: other microphones and voices, which the style does not know of, so that the prompt is listened to.
-    colour: float = 0.4
+    # alike: other microphones, which the style does not know of, so that the prompt is listened to.
+    colour: float = 0.0
     colour_knots: int = 7
     content_weight: float = 1.0
     # So many steps train the regulator and the reader only; they cost a tenth of the others.
@@ -161,7 +160,7 @@ class S2MelStage(Stage):
         sample = np.concatenate([corpus.get("mel", i) for i in corpus.train[:: max(1, len(corpus.train) // 200)]])
         self.model.start_from_mean(torch.from_numpy(sample.astype(np.float32).mean(0)))
         self.has_latents = (corpus.folder / "latents.npy").exists()
-        self.sources = _sources(corpus, copies(corpus) if self.has_latents else {})
+        self.sources = _sources(corpus, config.copies if self.has_latents else ())
         self.items = [Item(n, clip) for n, source in enumerate(self.sources) for clip in source.targets.train]
         lengths = {i: self.sources[n].targets.clips[clip].length("mel") for i, (n, clip) in enumerate(self.items)}
         self.batches = LengthBatches(lengths, config.frames_per_batch, seed)
@@ -253,10 +252,8 @@ class S2MelStage(Stage):
         if self.model.training and step < self.config.content_steps:
             return {"loss": content, "content": content}
         heard = (mel + batch.colour[:, None]).clamp(min=math.log(LOG_MEL_FLOOR))
-        misled = torch.rand(len(batch.frames)) < (self.config.misled if self.model.training else 0.0)
-        style = batch.style.roll(1, 0).where(misled.to(self.device)[:, None], batch.style)
         flow = flow_matching_loss(
-            self.model.dit, heard.transpose(1, 2), batch.prompt_frames, mu, style, lengths,
+            self.model.dit, heard.transpose(1, 2), batch.prompt_frames, mu, batch.style, lengths,
             torch.default_generator, self.config.guidance_dropout, self.config.time_power,
         )  # fmt: skip
         return {"loss": flow + self.config.content_weight * content, "flow": flow, "content": content}
@@ -292,8 +289,9 @@ class S2MelStage(Stage):
         self.batches.load_state(state)
 
 
-def _sources(corpus: Corpus, copied: dict[str, Corpus]) -> list[Source]:
+def _sources(corpus: Corpus, wanted: Sequence[str]) -> list[Source]:
     """The corpus and its copies. Other speakers have prompts of their own, other moods those of plain speech."""
+    copied = {name: copy for name, copy in copies(corpus).items() if name in wanted}
     pairs = [(corpus, corpus), *((copy, corpus if name == AROUSED else copy) for name, copy in copied.items())]
     return [Source(targets, prompts, np.load(prompts.folder / "styles.npy")) for targets, prompts in pairs]
 
