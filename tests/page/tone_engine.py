@@ -86,6 +86,7 @@ class HumModel:
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(generation=GenerationConfig(), gpt=GPTConfig())
+        self.tokenizer = SimpleNamespace(languages=("en",))
         self.models = SimpleNamespace(fingerprint=FINGERPRINT, emotion_text_directory=None)
         self.sample_rate = RATE
         self.voices: list[Voice] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import soundfile
 from starlette.testclient import TestClient
 
 from indextts2.server.app import create_app
+from indextts2.server.context import JsonFormatter
 from indextts2.server.settings import ServerSettings
 from tests.server.fakes import LiveServer, Script, make_voice, serve_in_thread, wait_until
 
@@ -60,6 +63,21 @@ def error_of(response: Any, status: int = 400) -> dict[str, Any]:
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"] and "Traceback" not in error["message"]
     return error
+
+
+def collect_log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Lines of the server's log, formatted where they are written, so that they know their request."""
+    lines: list[dict[str, Any]] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(JsonFormatter().format(record)))
+
+    logger = logging.getLogger("indextts2.server")
+    monkeypatch.setattr(logger, "handlers", [Collect()])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()
+    return lines
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ class FakeTTS:
         self.config = SimpleNamespace(
             generation=GenerationConfig(max_mel_tokens=500), gpt=SimpleNamespace(max_mel_tokens=800)
         )
+        self.tokenizer = SimpleNamespace(languages=("en",))
         self.models = SimpleNamespace(fingerprint=fingerprint, emotion_text_directory=emotion_text_directory)
         self.encoded: list[Any] = []
         self.closed = False

@@ -19,12 +19,12 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from indextts2.errors import CheckpointError
+from indextts2.errors import CheckpointError, GenerationError
 from indextts2.inference.engine import SpeechEngine
 from indextts2.inference.pipeline import IndexTTS2
 from indextts2.server.app import create_app
 from indextts2.server.context import JsonFormatter
-from tests.server.conftest import data_url, error_of, say, upload, wav_bytes
+from tests.server.conftest import collect_log, data_url, error_of, say, upload, wav_bytes
 from tests.server.fakes import SAMPLE_RATE, WORD_SECONDS, LiveServer, Script, wait_until
 from tests.tiny import write_tiny_model
 
@@ -271,26 +271,67 @@ def test_log_lines_have_ids_and_no_secrets(make_client: Callable[..., Any], capl
         assert secret not in json.dumps(lines)
 
 
-def collect_log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Lines of the server's log, formatted where they are written, so that they know their request."""
-    lines: list[dict[str, Any]] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(json.loads(JsonFormatter().format(record)))
-
-    logger = logging.getLogger("indextts2.server")
-    monkeypatch.setattr(logger, "handlers", [Collect()])
-    monkeypatch.setattr(logger, "level", logging.INFO)
-    logger.manager._clear_cache()
-    return lines
-
-
 def test_log_lines_carry_the_id_of_their_request(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = collect_log(monkeypatch)
     identity = say(client).headers["X-Request-Id"]
     ours = [line for line in lines if line["request_id"] == identity]
     assert {line["message"] for line in ours} == {"speech stop", "request"}
+
+
+def test_names_of_voices_are_not_in_the_log(make_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client(api_keys=("good-key-1",))
+    lines = collect_log(monkeypatch)
+    client.delete("/v1/audio/voices/alice")
+    client.get("/v1/audio/voices/alice")
+    client.delete("/v1/audio/voices/alice", headers={"Authorization": "Bearer wrong"})
+    assert [(line["path"], line["status"]) for line in lines] == [
+        ("/v1/audio/voices/{name}", 200), ("/v1/audio/voices/{name}", 405), ("/v1/audio/voices/{name}", 401)
+    ]  # fmt: skip
+    assert "alice" not in json.dumps(lines)
+
+
+def skipped(client: Any) -> dict[str, float]:
+    """How many requests ended before the first sound, by reason."""
+    figures = client.app.state.server.metrics.registry.collect()
+    samples = [sample for figure in figures for sample in figure.samples if sample.name == "indextts2_skipped_total"]
+    return {sample.labels["reason"]: sample.value for sample in samples}
+
+
+def test_requests_that_fail_are_counted_by_their_reason(client: Any, script: Script) -> None:
+    say(client, speed=9)
+    say(client, model="nope")
+    client.get("/v1/models", headers={"Host": "evil.example"})
+    upload(client)
+    script.fail_at_word, script.failure = 0, GenerationError("it broke")
+    say(client)
+    items = [{"input": "one"}, {"input": "two", "speed": 9}]
+    client.post("/v1/audio/speech/batch", json=BODY | {"items": items})
+    with client.websocket_connect("ws://127.0.0.1:8000/v1/audio/speech/stream") as ws:
+        ws.send_json({**BODY, "type": "session.config"})
+        ws.send_json({"type": "input.text", "text": "One. "})
+        assert ws.receive_json()["type"] == "error"
+    assert skipped(client) == {"invalid": 2, "not_found": 1, "forbidden": 1, "conflict": 1, "error": 3}
+
+
+def test_a_failure_after_the_first_sound_is_counted_once(client: Any, script: Script) -> None:
+    script.fail_at_word, script.failure = 1, GenerationError("it broke")
+    client.post("/v1/audio/speech/batch", json=BODY | {"items": [{"input": "one two"}]})
+    with client.websocket_connect("ws://127.0.0.1:8000/v1/audio/speech/stream") as ws:
+        ws.send_json({**BODY, "type": "session.config"})
+        ws.send_json({"type": "input.text", "text": "One two. "})
+        while "bytes" in (message := ws.receive()) or '"error"' not in message["text"]:
+            pass
+    assert 'success_total{finished_reason="error"} 2.0' in client.get("/metrics").text
+    assert skipped(client) == {}
+
+
+def test_clients_that_leave_before_the_first_sound_are_counted(live: Callable[..., LiveServer], script: Script) -> None:
+    server = live()
+    script.gate.clear()
+    connection = open_request(server)
+    wait_until(lambda: script.active == 1)
+    connection.close()
+    wait_until(lambda: 'skipped_total{reason="cancelled"} 1.0' in httpx.get(f"{server.url}/metrics").text)
 
 
 def test_log_lines_of_threads_carry_the_id_too(client: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
+from indextts2.audio.writer import StreamEncoder
 from indextts2.server.websocket import TextSplitter
 from tests.server.conftest import data_url, wav_bytes
 from tests.server.fakes import SAMPLE_RATE, WORD_SECONDS, Script, wait_until
@@ -66,6 +69,26 @@ def test_each_part_is_a_file(client: Any) -> None:
         ws.send_json({"type": "input.text", "text": "One. "})
         assert ws.receive_json()["media_type"] == "audio/wav"
         assert ws.receive_bytes().startswith(b"RIFF")
+
+
+def test_audio_is_encoded_beside_the_event_loop(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    class Watched(StreamEncoder):
+        def encode(self, samples: np.ndarray) -> bytes:
+            threads.add(threading.current_thread().name.partition("_")[0])
+            return super().encode(samples)
+
+        def finish(self) -> bytes:
+            threads.add(threading.current_thread().name.partition("_")[0])
+            return super().finish()
+
+    monkeypatch.setattr("indextts2.server.websocket.stream_encoder", Watched)
+    with session(client, response_format="mp3") as ws:
+        ws.send_json({"type": "input.text", "text": "One. "})
+        ws.send_json({"type": "input.done"})
+        collect(ws)
+    assert threads == {"speech"}
 
 
 def test_granularity_none_waits_for_the_end(client: Any) -> None:

@@ -6,8 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +16,14 @@ import pytest
 from indextts2.config import InferenceConfig
 from indextts2.errors import Cancelled, TextError, UsageError
 from indextts2.inference.engine import SpeechRequest
+from indextts2.server.admission import Admission
 from indextts2.server.app import create_app
 from indextts2.server.settings import ServerSettings
 from indextts2.server.wyoming import MAX_SENTENCE_CHARACTERS, MAX_TEXT_CHARACTERS, WyomingServer, split_sentences
 from indextts2.server.wyoming_events import MAX_DATA_BYTES, MAX_LINE_BYTES, MAX_PAYLOAD_BYTES
 from indextts2.types import AudioChunk
 from tests.page.tone_engine import HumEngine, hum
+from tests.server.conftest import collect_log
 
 pytest.importorskip("wyoming", reason="the client of the Wyoming protocol comes with the extra `dev`")
 from wyoming.audio import AudioChunk as AudioChunkEvent
@@ -146,7 +147,7 @@ def test_describe_lists_the_voices() -> None:
             await client.write_event(Ping(text="are you there").event())
             assert Pong.from_event(await client.read_event()).text == "are you there"
 
-    converse(talk, languages=["en"])
+    converse(talk, languages=lambda: ["en"])
 
 
 def test_synthesize_gives_the_audio_of_the_engine() -> None:
@@ -154,7 +155,7 @@ def test_synthesize_gives_the_audio_of_the_engine() -> None:
 
     async def talk(server: WyomingServer, engine: ToneEngine) -> None:
         async with AsyncTcpClient(server.host, server.port) as client:
-            for voice in (None, SynthesizeVoice(name="bob"), SynthesizeVoice(language="en")):
+            for voice in (None, SynthesizeVoice(name="bob"), SynthesizeVoice(language="en-GB")):
                 await client.write_event(Synthesize(text, voice).event())
                 events = await receive(client, AudioStop.is_type)
                 start = AudioStart.from_event(events[0])
@@ -169,6 +170,15 @@ def test_synthesize_gives_the_audio_of_the_engine() -> None:
     assert {(job.request.text, job.request.config.seed, job.request.mode) for job in engine.jobs} == {
         (text, 3, "exact")
     }
+
+
+def test_a_speaker_without_a_name_is_a_voice() -> None:
+    async def talk(server: WyomingServer, engine: ToneEngine) -> None:
+        async with AsyncTcpClient(server.host, server.port) as client:
+            await client.write_event(Event("synthesize", {"text": "Hi", "voice": {"speaker": "bob"}}))
+            await receive(client, AudioStop.is_type)
+
+    assert converse(talk).jobs[0].request.speaker == "bob.wav"
 
 
 def test_streamed_text_is_spoken_sentence_by_sentence_while_it_arrives() -> None:
@@ -226,6 +236,8 @@ async def error_of(server: WyomingServer, *events: Event) -> Error:
         ([Synthesize("unspeakable").event()], "invalid_text", "send words"),
         ([Synthesize("broken").event()], "internal_error", "log"),
         ([Synthesize("Hi", SynthesizeVoice(name="carol")).event()], "invalid_value", "alice, bob"),
+        ([Synthesize("Bonjour", SynthesizeVoice(language="fr")).event()], "invalid_value", "there are: en"),
+        ([Event("synthesize", {"text": "Hi", "voice": {"speaker": "carol"}})], "invalid_value", "alice, bob"),
         ([Synthesize("<speak/>", text_format="ssml").event()], "invalid_value", "ssml"),
         ([Event("synthesize", {"text": 3})], "invalid_value", "string"),
         ([Event("synthesize", {"text": "Hi", "voice": {"name": ["alice"]}})], "invalid_value", "string"),
@@ -336,7 +348,7 @@ def test_stop_lets_running_speech_end() -> None:
 
 
 def test_a_client_that_stops_reading_is_cut_off() -> None:
-    turns = asyncio.Semaphore(1)
+    admission = Admission(1, 0, queue_seconds=5.0)
 
     async def talk(server: WyomingServer, engine: ToneEngine) -> None:
         deaf = socket.socket()
@@ -344,38 +356,50 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         with deaf:
             deaf.connect((server.host, server.port))
             deaf.sendall(json.dumps({"type": "synthesize", "data": {"text": "word " * 4000}}).encode() + b"\n")
-            while not turns.locked():
+            while not engine.jobs:
                 await asyncio.sleep(0.01)
-            async with turns:
-                assert engine.jobs[0].cancelled.is_set()
+            while admission.inside or admission.running:
+                await asyncio.sleep(0.01)
+            assert engine.jobs[0].cancelled.is_set()
 
-    converse(talk, admit=lambda: turns, send_seconds=0.3)
+    converse(talk, admission=admission, send_seconds=0.3)
 
 
 def test_admission_may_refuse_and_is_left_again() -> None:
-    inside = 0
-
-    @asynccontextmanager
-    async def admit() -> AsyncIterator[None]:
-        nonlocal inside
-        if inside:
-            raise UsageError("all places are taken; try again later")
-        inside += 1
-        yield
-        inside -= 1
-
+    admission = Admission(1, 0, queue_seconds=5.0)
     hold = threading.Event()
 
     async def talk(server: WyomingServer, engine: ToneEngine) -> None:
         async with AsyncTcpClient(server.host, server.port) as client:
             await client.write_event(Synthesize("I am inside.").event())
             assert AudioStart.is_type((await client.read_event()).type)
-            assert "places" in (await error_of(server, Synthesize("Me too").event())).text
+            assert (await error_of(server, Synthesize("Me too").event())).code == "queue_full"
             hold.set()
             await receive(client, AudioStop.is_type)
-        assert inside == 0
+            await client.write_event(Synthesize("Again.").event())
+            await receive(client, AudioStop.is_type)
+        assert (admission.inside, admission.running) == (0, 0)
 
-    converse(talk, hold, admit=admit)
+    converse(talk, hold, admission=admission)
+
+
+def test_a_text_that_has_begun_is_not_refused_in_the_middle() -> None:
+    admission = Admission(1, 0, queue_seconds=5.0)
+
+    async def talk(server: WyomingServer, engine: ToneEngine) -> None:
+        async with AsyncTcpClient(server.host, server.port) as client:
+            await client.write_event(SynthesizeStart().event())
+            await client.write_event(SynthesizeChunk("The first sentence. ").event())
+            await receive(client, AudioChunkEvent.is_type)
+            while admission.running:
+                await asyncio.sleep(0.01)
+            assert (await error_of(server, Synthesize("Me too").event())).code == "queue_full"
+            await client.write_event(SynthesizeChunk("The second.").event())
+            await client.write_event(SynthesizeStop().event())
+            assert SynthesizeStopped.is_type((await receive(client, SynthesizeStopped.is_type))[-1].type)
+
+    engine = converse(talk, admission=admission)
+    assert [job.request.text for job in engine.jobs] == ["The first sentence. ", "The second."]
 
 
 def test_silent_clients_are_let_go() -> None:
@@ -425,7 +449,7 @@ def test_text_without_marks_is_cut_at_a_space() -> None:
     assert len(rest) <= MAX_SENTENCE_CHARACTERS
 
 
-def test_it_is_part_of_the_server(tmp_path: Path) -> None:
+def test_it_is_part_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--wyoming-port` speaks with the same engine, in turn with the requests that come over HTTP."""
     engine = HumEngine()
     settings = ServerSettings(voices_directory=tmp_path, wyoming_port=0)
@@ -434,9 +458,11 @@ def test_it_is_part_of_the_server(tmp_path: Path) -> None:
     async def run() -> None:
         async with app.router.lifespan_context(app):
             state = app.state.server
+            lines = collect_log(monkeypatch)
             async with AsyncTcpClient(state.wyoming.host, state.wyoming.port) as client:
                 await client.write_event(Describe().event())
                 (program,) = Info.from_event(await client.read_event()).tts
+                assert program.voices[0].languages == ["en"]
                 await client.write_event(Synthesize("Hello, slowly.", SynthesizeVoice(program.voices[0].name)).event())
                 assert AudioStart.is_type((await client.read_event()).type)
                 assert state.admission.inside == 1
@@ -444,5 +470,16 @@ def test_it_is_part_of_the_server(tmp_path: Path) -> None:
                 events = await receive(client, AudioStop.is_type)
             assert audio_of(events) == pcm(hum("Hello, slowly.", 0))
             assert state.admission.inside == 0
+            assert (await error_of(state.wyoming, Synthesize("unspeakable").event())).code == "invalid_text"
+            figures = state.metrics.text().decode()
+        assert 'indextts2_success_total{finished_reason="stop"} 1.0' in figures
+        assert 'indextts2_skipped_total{reason="invalid"} 1.0' in figures
+        for name in ("e2e_latency_seconds", "time_to_first_audio_seconds", "rtf", "audio_duration_seconds"):
+            assert f"indextts2_{name}_count 1.0" in figures
+        access = [line for line in lines if line["logger"] == "indextts2.server.access"]
+        assert [(line["method"], line["status"]) for line in access] == [("WYOMING", 200), ("WYOMING", 400)]
+        assert access[0]["bytes_sent"] > 2 * len(hum("Hello, slowly.", 0))
+        (spoken,) = [line for line in lines if line["message"] == "speech stop"]
+        assert spoken["request_id"] == access[0]["request_id"] != access[1]["request_id"]
 
     asyncio.run(asyncio.wait_for(run(), 60))

@@ -87,13 +87,6 @@ class Admission:
             self._mean_seconds += MEAN_WEIGHT * (monotonic() - start - self._mean_seconds)
             self._release()
 
-    @asynccontextmanager
-    async def visit(self) -> AsyncIterator[None]:
-        """`enter` and `turn` in one, for those who have nothing to do in between."""
-        with self.enter():
-            async with self.turn():
-                yield
-
     async def idle(self) -> None:
         """Return once nobody is inside."""
         while self.inside:

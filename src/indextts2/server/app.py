@@ -47,7 +47,6 @@ PAGE_HEADERS = {
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
 }
-REASONS = {401: "unauthorized", 413: "too_large", 429: "queue_full", 503: "unavailable"}
 IDLE_CHECK_SECONDS = 1.0
 
 
@@ -67,8 +66,8 @@ class ServerState:
         if settings.wyoming_port is not None:
             self.wyoming = WyomingServer(
                 self.host, self.library, settings.wyoming_address, settings.wyoming_port,
-                config=InferenceConfig(preset=settings.preset), admit=self.admission.visit,
-                send_seconds=settings.send_seconds,
+                languages=self.host.languages, config=InferenceConfig(preset=settings.preset),
+                admission=self.admission, metrics=self.metrics, send_seconds=settings.send_seconds,
             )  # fmt: skip
         self.failure: BaseException | None = None
 
@@ -149,9 +148,7 @@ def create_app(settings: ServerSettings, engine_factory: EngineFactory) -> FastA
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
             expose_headers=["X-Request-Id", "X-Sample-Rate", "X-Seed", "X-Provenance", "X-Ignored-Fields"],
         )
-    app.add_middleware(
-        RequestContext, on_refused=lambda status: state.metrics.skipped.labels(REASONS.get(status, "invalid")).inc()
-    )
+    app.add_middleware(RequestContext, on_refused=state.metrics.refused)
     return app
 
 

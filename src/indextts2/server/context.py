@@ -21,8 +21,17 @@ log = logging.getLogger("indextts2.server.access")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 QUIET_PATHS = {"/livez", "/readyz", "/health", "/metrics"}
+# Names of voices may be names of people.
+_VOICE_NAME = re.compile(r"(?<=^/v1/audio/voices/).+", re.DOTALL)
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
+
+
+def begin_request(identity: str | None = None) -> str:
+    """Give what is done and logged from here on an id, which is drawn unless it is given; return it."""
+    identity = identity or secrets.token_hex(8)
+    request_id.set(identity)
+    return identity
 
 
 class RequestContext:
@@ -37,8 +46,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        identity = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
-        request_id.set(identity)
+        identity = begin_request(given if _GIVEN_ID.fullmatch(given) else None)
         watch = _Watch(send, identity)
         try:
             await self.app(scope, receive, watch.send)
@@ -53,20 +61,22 @@ class RequestContext:
     def _finish(self, scope: Scope, watch: _Watch) -> None:
         if watch.status is not None and watch.status >= 400:
             self._on_refused(watch.status)
-        level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+        path = _VOICE_NAME.sub("{name}", scope["path"])
         client = scope.get("client") or ("", 0)
-        log.log(
-            level,
-            "request",
-            extra={
-                "method": scope.get("method", "WEBSOCKET"),
-                "path": scope["path"],
-                "status": watch.status,
-                "bytes_sent": watch.bytes_sent,
-                "milliseconds": round(1000 * (monotonic() - watch.start), 1),
-                "client": client[0],
-            },
-        )
+        log_request(scope.get("method", "WEBSOCKET"), path, watch.status, watch.bytes_sent, watch.start, client[0])
+
+
+def log_request(method: str, path: str, status: int | None, bytes_sent: int, start: float, client: str) -> None:
+    """The line of the log that every request gets."""
+    fields = {
+        "method": method,
+        "path": path,
+        "status": status,
+        "bytes_sent": bytes_sent,
+        "milliseconds": round(1000 * (monotonic() - start), 1),
+        "client": client,
+    }
+    log.log(logging.DEBUG if path in QUIET_PATHS else logging.INFO, "request", extra=fields)
 
 
 class _Watch:

@@ -80,6 +80,7 @@ class ModelFacts:
     generation: GenerationConfig
     max_codes: int
     reads_emotion_from_words: bool
+    languages: tuple[str, ...]
 
 
 class ModelHost:
@@ -120,6 +121,13 @@ class ModelHost:
     def tts(self) -> IndexTTS2:
         """The model itself, loaded first if need be."""
         return self.engine().tts
+
+    def languages(self) -> tuple[str, ...]:
+        """Those that the model speaks; it is loaded if it never was."""
+        if self.facts is None:
+            self.engine()
+        assert self.facts is not None
+        return self.facts.languages
 
     def voice(self, speaker: Speaker) -> Voice:
         """The Voice of reference audio, see `IndexTTS2.voice`; to be called from any thread but the engine's.
@@ -209,4 +217,5 @@ def _facts(tts: IndexTTS2) -> ModelFacts:
         generation=generation,
         max_codes=tts.config.gpt.max_mel_tokens,
         reads_emotion_from_words=tts.models.emotion_text_directory is not None,
+        languages=tts.tokenizer.languages,
     )

@@ -18,6 +18,7 @@ from indextts2 import __version__
 from indextts2.errors import MissingExtraError
 from indextts2.server.encoders import Encoder, check_encoder, encode_file, stream_encoder
 from indextts2.server.errors import ApiError, as_api_error, from_validation
+from indextts2.server.metrics import CLIENT_GONE
 from indextts2.server.openapi import BATCH_ANSWER, ERRORS, SPEECH_ANSWER
 from indextts2.server.responses import (
     ClientGone,
@@ -30,8 +31,6 @@ from indextts2.server.responses import (
 from indextts2.server.schemas import BatchAnswer, BatchBody, BatchItem, SpeechBody, SpeechOptions, item_body
 from indextts2.server.speech import Speech, SpeechService
 from indextts2.types import AudioChunk
-
-CLIENT_GONE = 499
 
 
 def speech_routes(service: SpeechService) -> APIRouter:
@@ -156,15 +155,20 @@ async def _batch(service: SpeechService, body: BatchBody) -> list[dict[str, Any]
 
     async def one(index: int, item: BatchItem) -> dict[str, Any]:
         async with at_once:
+            speech = None
             try:
-                return {"index": index, "status": "success", **await _item(service, body, item)}
+                options = _item_options(service, body, item)
+                speech = service.begin(item.input, options)
+                return {"index": index, "status": "success", **await _item(service, speech, options)}
             except Exception as error:
-                return {"index": index, "status": "error", **as_api_error(error).body()}
+                failure = as_api_error(error)
+                service.metrics.ended(speech, failure.status_code)
+                return {"index": index, "status": "error", **failure.body()}
 
     return list(await asyncio.gather(*(one(index, item) for index, item in enumerate(body.items))))
 
 
-async def _item(service: SpeechService, body: BatchBody, item: BatchItem) -> dict[str, Any]:
+def _item_options(service: SpeechService, body: BatchBody, item: BatchItem) -> SpeechBody:
     """One item as a request of its own, with what the batch says for all."""
     try:
         merged = item_body(body, item)
@@ -172,8 +176,12 @@ async def _item(service: SpeechService, body: BatchBody, item: BatchItem) -> dic
         raise from_validation(error.errors()) from None
     service.check_model(merged.model)
     check_format(merged.response_format)
-    speech = service.begin(item.input, merged)
-    data, media_type, _ = await _file(service, speech, merged)
+    return merged
+
+
+async def _item(service: SpeechService, speech: Speech, options: SpeechBody) -> dict[str, Any]:
+    """The answer of one item."""
+    data, media_type, _ = await _file(service, speech, options)
     return {
         "audio_data": base64.b64encode(data).decode(),
         "media_type": media_type,

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from time import monotonic
 from typing import TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ from indextts2.inference.voice import Voice
 from indextts2.server.admission import Admission
 from indextts2.server.errors import ApiError, as_api_error
 from indextts2.server.intake import AudioIntake
-from indextts2.server.metrics import Metrics
+from indextts2.server.metrics import Metrics, Sound
 from indextts2.server.model_host import Engine, Job, ModelFacts, ModelHost
 from indextts2.server.schemas import SpeechOptions, emotion_of
 from indextts2.server.settings import ServerSettings
@@ -41,15 +40,11 @@ POLL_SECONDS = 0.5
 
 
 @dataclass
-class Speech:
+class Speech(Sound):
     """One text being spoken, and what is known of it so far."""
 
     text: str
     seed: int
-    start: float = field(default_factory=monotonic)
-    first_audio: float | None = None
-    samples: int = 0
-    sample_rate: int = 0
     usage: Usage = field(default_factory=Usage)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -172,9 +167,7 @@ class SpeechService:
         engine, job = await self._submit(request)
         try:
             while (chunk := await self.in_thread(lambda: _next(engine, job, tempo))) is not None:
-                if speech.first_audio is None:
-                    speech.first_audio = monotonic() - speech.start
-                speech.samples += len(chunk.samples)
+                speech.add(len(chunk.samples), speech.sample_rate)
                 yield chunk
             speech.usage = job.usage
         finally:
@@ -193,28 +186,9 @@ class SpeechService:
             raise
 
     def _record(self, speech: Speech, reason: str) -> None:
-        seconds = monotonic() - speech.start
-        if speech.first_audio is not None:
-            duration = speech.samples / speech.sample_rate
-            self.metrics.finished.labels(reason).inc()
-            self.metrics.first_audio.observe(speech.first_audio)
-            self.metrics.duration.observe(duration)
-            if reason == "stop" and duration:
-                self.metrics.latency.observe(seconds)
-                self.metrics.rtf.observe(seconds / duration)
-        elif reason == "cancelled":
-            self.metrics.finished.labels(reason).inc()
-        log.info(
-            "speech %s",
-            reason,
-            extra={
-                "characters": len(speech.text),
-                "seed": speech.seed,
-                "seconds": round(seconds, 3),
-                "first_audio_seconds": speech.first_audio and round(speech.first_audio, 3),
-                "audio_seconds": speech.sample_rate and round(speech.samples / speech.sample_rate, 3),
-            },
-        )
+        self.metrics.spoken(speech, reason)
+        fields = {"characters": len(speech.text), "seed": speech.seed, **speech.log_fields()}
+        log.info("speech %s", reason, extra=fields)
 
 
 def provenance(facts: ModelFacts, seed: int) -> dict[str, str]:

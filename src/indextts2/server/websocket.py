@@ -19,6 +19,7 @@ import logging
 import re
 from collections import deque
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, WebSocket
@@ -27,6 +28,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from indextts2.server.encoders import Encoder, stream_encoder
 from indextts2.server.errors import ApiError, as_api_error, from_validation
+from indextts2.server.metrics import CLIENT_GONE
 from indextts2.server.responses import usage_body
 from indextts2.server.routes_speech import check_format
 from indextts2.server.schemas import SpeechOptions, Text
@@ -61,12 +63,17 @@ def websocket_routes(service: SpeechService) -> APIRouter:
     async def stream_speech(websocket: WebSocket) -> None:
         await websocket.accept()
         session = _Session(service, websocket)
+        status = CLIENT_GONE
         try:
             await session.run()
         except WebSocketDisconnect:
             log.info("the client went away")
         except Exception as error:
-            await session.fail(as_api_error(error))
+            failure = as_api_error(error)
+            status = failure.status_code
+            await session.fail(failure)
+        finally:
+            service.metrics.ended(session.speech, status)
 
     return router
 
@@ -127,6 +134,7 @@ class _Session:
         self.changed = asyncio.Event()
         self.text_complete = False
         self.speaking = False
+        self.speech: Speech | None = None
         self.pending_characters = 0
         self.usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 
@@ -245,19 +253,20 @@ class _Session:
         return self.parts.popleft() if self.parts else None
 
     async def _speak(self, index: int, text: str, config: SessionConfig) -> None:
-        speech = self.service.begin(text, config)
+        self.speech = speech = self.service.begin(text, config)
         encoder: Encoder | None = None
         async with aclosing(self.service.speak(speech, config)) as chunks:
             async for chunk in chunks:
                 if encoder is None:
                     encoder = stream_encoder(config.response_format, speech.sample_rate, speech.tags)
                     await self._send(_start(index, text, speech, encoder))
-                await self._send_bytes(encoder.encode(chunk.samples))
+                await self._send_bytes(await self.service.in_thread(partial(encoder.encode, chunk.samples)))
         assert encoder is not None
-        await self._send_bytes(encoder.finish())
+        await self._send_bytes(await self.service.in_thread(encoder.finish))
         usage = usage_body(speech.usage)
         self.usage = {key: self.usage[key] + usage[key] for key in usage}
         await self._send({"type": "audio.done", "index": index, "usage": usage})
+        self.speech = None
 
     async def _send(self, message: dict[str, Any]) -> None:
         await asyncio.wait_for(self.websocket.send_text(json.dumps(message)), self.settings.send_seconds)

@@ -20,8 +20,10 @@ import re
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
+from contextlib import aclosing, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -30,8 +32,11 @@ from indextts2 import __version__
 from indextts2.audio.formats import pcm16
 from indextts2.config import InferenceConfig
 from indextts2.errors import TextError, UsageError
-from indextts2.server.errors import as_api_error
+from indextts2.server.admission import Admission
+from indextts2.server.context import begin_request, log_request
+from indextts2.server.errors import ApiError, as_api_error
 from indextts2.server.listening import listen
+from indextts2.server.metrics import CLIENT_GONE, Metrics, Sound
 from indextts2.server.wyoming_events import MAX_LINE_BYTES, Event, read_event
 from indextts2.types import AudioChunk
 
@@ -82,6 +87,7 @@ class _Utterance:
     streaming: bool
     sentences: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
     unfinished: str = ""
+    characters: int = 0
 
     def add(self, text: str) -> None:
         sentences, self.unfinished = split_sentences(self.unfinished + text)
@@ -97,7 +103,7 @@ class _Utterance:
 class WyomingServer:
     """Listens on `host` and `port` (0 picks one, see `port` after `start`) and speaks with `engine`.
 
-    `admit` is entered around each sentence: it may wait for a turn, or refuse by raising.
+    Each utterance is one of the requests inside `admission`, each of its sentences waits for a turn.
     """
 
     def __init__(
@@ -107,20 +113,22 @@ class WyomingServer:
         host: str = "127.0.0.1",
         port: int = 10200,
         *,
-        languages: Sequence[str] = ("en", "zh"),
+        languages: Callable[[], Sequence[str]] = lambda: ("en",),
         config: InferenceConfig | None = None,
         mode: Literal["exact", "low-latency"] = "low-latency",
-        admit: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
+        admission: Admission | None = None,
+        metrics: Metrics | None = None,
         max_connections: int = 16,
         idle_timeout_seconds: float = 300.0,
         send_seconds: float = 30.0,
     ) -> None:
         self.engine, self.voices = engine, voices
         self.host, self.port = host, port
-        self.languages = tuple(languages)
+        self.languages = languages
         self.config = config or InferenceConfig()
         self.mode = mode
-        self.admit = admit
+        self.admission = admission or Admission(max_connections, 0, queue_seconds=60.0)
+        self.metrics = metrics
         self.max_connections = max_connections
         self.idle_timeout_seconds = idle_timeout_seconds
         self.send_seconds = send_seconds
@@ -157,8 +165,25 @@ class WyomingServer:
         self._server = self._socket = None
 
     def info(self) -> Event:
-        """The answer to `describe`."""
-        return Event("info", {"tts": [_program(self.voices.names(), self.languages)]})
+        """The answer to `describe`, for which the model may have to be loaded."""
+        return Event("info", {"tts": [_program(self.voices.names(), self.languages())]})
+
+    def voice_name(self, data: Mapping[str, Any]) -> str | None:
+        """The voice that an event names; a language alone chooses the default voice. May have to load the model.
+
+        Raises:
+            UsageError: the model does not speak the language, or something is no string.
+        """
+        voice = data.get("voice") or {}
+        wanted = voice if isinstance(voice, dict) else {"name": voice}
+        for key in ("name", "speaker", "language"):
+            value = wanted.get(key)
+            if value is not None and not isinstance(value, str):
+                raise UsageError(f"the {key} of a voice must be a string, not {type(value).__name__}")
+        name, language = wanted.get("name") or wanted.get("speaker"), wanted.get("language")
+        if not name and language and re.split("[-_]", language.lower())[0] not in self.languages():
+            raise UsageError(f"the language {language!r} is not spoken here; there are: {', '.join(self.languages())}")
+        return name
 
     def request(self, text: str, voice: str | None) -> SpeechRequest:
         """What the engine is asked for."""
@@ -181,13 +206,17 @@ class _Connection:
     def __init__(self, server: WyomingServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.server, self.reader, self.writer = server, reader, writer
         self.working = False
+        self.sound: Sound | None = None
+        self.bytes_sent = 0
         self.utterances: asyncio.Queue[_Utterance] = asyncio.Queue()
         self.open: _Utterance | None = None
         self.pending_characters = 0
 
     async def run(self, refuse: bool) -> None:
         """Serve until the client leaves, something fails, or the task is cancelled."""
+        begin_request()
         tasks: list[asyncio.Task[None]] = []
+        status = CLIENT_GONE
         try:
             if refuse:
                 raise UsageError(f"{self.server.max_connections} connections are open already; try again later")
@@ -201,21 +230,27 @@ class _Connection:
             log.warning("a Wyoming client took no audio for %g s and was cut off", self.server.send_seconds)
             self.writer.transport.abort()
         except Exception as error:
-            await self._fail(error)
+            failure = as_api_error(error)
+            status = failure.status_code
+            await self._fail(failure)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self.server.metrics is not None:
+                self.server.metrics.ended(self.sound, status)
             self.writer.close()
 
-    async def _fail(self, error: Exception) -> None:
-        told = as_api_error(error).body()["error"]
+    async def _fail(self, error: ApiError) -> None:
+        told = error.body()["error"]
         with suppress(ConnectionError, TimeoutError):
             await self._send(Event("error", {"text": told["message"], "code": told["code"]}))
 
     async def _send(self, event: Event) -> None:
         """Send an event. TimeoutError when the client does not take what was sent before."""
-        self.writer.write(event.to_bytes())
+        data = event.to_bytes()
+        self.bytes_sent += len(data)
+        self.writer.write(data)
         await asyncio.wait_for(self.writer.drain(), self.server.send_seconds)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -240,7 +275,7 @@ class _Connection:
             reading.cancel()
 
     async def _describe(self, data: Mapping[str, Any]) -> None:
-        await self._send(self.server.info())
+        await self._send(await self._in_thread(self.server.info))
 
     async def _ping(self, data: Mapping[str, Any]) -> None:
         await self._send(Event("pong", {"text": data["text"]} if "text" in data else {}))
@@ -251,7 +286,7 @@ class _Connection:
         text = self._take_text(data)
         if not text.strip():
             raise TextError("there is no text to speak; send at least one word")
-        utterance = _Utterance(_voice_name(data), streaming=False)
+        utterance = _Utterance(await self._voice_name(data), streaming=False)
         utterance.sentences.put_nowait(text)
         utterance.sentences.put_nowait(None)
         self.utterances.put_nowait(utterance)
@@ -260,7 +295,7 @@ class _Connection:
         if self.open is not None:
             raise UsageError("synthesize-start came twice; send synthesize-stop before the next one")
         _check_plain_text(data)
-        self.open = _Utterance(_voice_name(data), streaming=True)
+        self.open = _Utterance(await self._voice_name(data), streaming=True)
         self.utterances.put_nowait(self.open)
 
     async def _synthesize_chunk(self, data: Mapping[str, Any]) -> None:
@@ -278,6 +313,9 @@ class _Connection:
         "synthesize-chunk": _synthesize_chunk,
         "synthesize-stop": _synthesize_stop,
     }
+
+    async def _voice_name(self, data: Mapping[str, Any]) -> str | None:
+        return await self._in_thread(lambda: self.server.voice_name(data))
 
     def _opened(self) -> _Utterance:
         if self.open is None:
@@ -302,38 +340,64 @@ class _Connection:
             await self._speak(await self.utterances.get())
 
     async def _speak(self, utterance: _Utterance) -> None:
-        """Speak all sentences of one request as one stream of audio."""
+        """Speak one request, count it and log it under an id of its own."""
+        begin_request()
+        self.sound = sound = Sound()
+        sent_before = self.bytes_sent
+        reason, status = "error", 500
+        try:
+            await self._send_audio(utterance, sound)
+            reason, status = "stop", 200
+            self.sound = None
+        except (asyncio.CancelledError, ConnectionError, TimeoutError):
+            reason, status = "cancelled", CLIENT_GONE
+            raise
+        except Exception as error:
+            failure = as_api_error(error)
+            status = failure.status_code
+            raise failure from error
+        finally:
+            if self.server.metrics is not None:
+                self.server.metrics.spoken(sound, reason)
+            log.info("speech %s", reason, extra={"characters": utterance.characters, **sound.log_fields()})
+            client = (self.writer.get_extra_info("peername") or [""])[0]
+            log_request("WYOMING", "synthesize", status, self.bytes_sent - sent_before, sound.start, client)
+
+    async def _send_audio(self, utterance: _Utterance, sound: Sound) -> None:
+        """Send all sentences of one request as one stream of audio."""
         layout: dict[str, int] = {}
-        samples_sent = 0
-        async with aclosing(self._chunks(utterance)) as chunks:
+        async with aclosing(self._chunks(utterance, sound)) as chunks:
             async for chunk in chunks:
                 if not layout:
                     layout = {"rate": chunk.sample_rate, "width": BYTES_PER_SAMPLE, "channels": 1}
                     await self._send(Event("audio-start", layout | {"timestamp": 0, "provenance": PROVENANCE}))
+                samples_sent = sound.samples
+                sound.add(len(chunk.samples), chunk.sample_rate)
                 for start in range(0, len(chunk.samples), EVENT_SAMPLES):
                     samples = chunk.samples[start : start + EVENT_SAMPLES]
-                    timestamp = samples_sent * 1000 // chunk.sample_rate
+                    timestamp = (samples_sent + start) * 1000 // chunk.sample_rate
                     audio = pcm16(samples).astype("<i2").tobytes()
                     await self._send(Event("audio-chunk", layout | {"timestamp": timestamp}, audio))
-                    samples_sent += len(samples)
         if layout:
-            timestamp = samples_sent * 1000 // layout["rate"]
-            await self._send(Event("audio-stop", {"timestamp": timestamp}))
+            await self._send(Event("audio-stop", {"timestamp": sound.samples * 1000 // sound.sample_rate}))
         if utterance.streaming:
             await self._send(Event("synthesize-stopped"))
 
-    async def _chunks(self, utterance: _Utterance) -> AsyncGenerator[AudioChunk]:
-        """The audio of all sentences, with the usual silence between them."""
+    async def _chunks(self, utterance: _Utterance, sound: Sound) -> AsyncGenerator[AudioChunk]:
+        """The audio of all sentences, with the usual silence between them, as one of the requests inside."""
         last: AudioChunk | None = None
-        while (sentence := await utterance.sentences.get()) is not None:
-            self.pending_characters -= len(sentence)
-            if utterance.streaming and not any(character.isalnum() for character in sentence):
-                continue
-            if last is not None:
-                yield self._silence(last.sample_rate)
-            async with aclosing(self._sentence(sentence, utterance.voice)) as chunks:
-                async for last in chunks:
-                    yield last
+        sentence = await _next_sentence(utterance, sound)
+        with self.server.admission.enter():
+            while sentence is not None:
+                self.pending_characters -= len(sentence)
+                utterance.characters += len(sentence)
+                if not utterance.streaming or any(character.isalnum() for character in sentence):
+                    if last is not None:
+                        yield self._silence(last.sample_rate)
+                    async with aclosing(self._sentence(sentence, utterance.voice)) as chunks:
+                        async for last in chunks:
+                            yield last
+                sentence = await _next_sentence(utterance, sound)
 
     def _silence(self, sample_rate: int) -> AudioChunk:
         samples = np.zeros(int(sample_rate * self.server.config.interval_silence_ms / 1000), np.float32)
@@ -344,7 +408,7 @@ class _Connection:
         self.working = True
         job: Job | None = None
         try:
-            async with self.server.admit():
+            async with self.server.admission.turn():
                 job = await self._submit(text, voice)
                 chunks = iter(job)
                 while (chunk := await self._in_thread(lambda: next(chunks, None))) is not None:
@@ -365,7 +429,15 @@ class _Connection:
             raise
 
     def _in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self.server.threads, work)
+        return asyncio.get_running_loop().run_in_executor(self.server.threads, copy_context().run, work)
+
+
+async def _next_sentence(utterance: _Utterance, sound: Sound) -> str | None:
+    """The next sentence, None at the end. The time until it comes is the client's: no delay of the speech."""
+    asked = monotonic()
+    sentence = await utterance.sentences.get()
+    sound.start += monotonic() - asked
+    return sentence
 
 
 def _cancel_job(submitted: asyncio.Future[Job]) -> None:
@@ -393,15 +465,6 @@ def split_sentences(text: str) -> tuple[list[str], str]:
 def _check_plain_text(data: Mapping[str, Any]) -> None:
     if data.get("text_format", "text") != "text":
         raise UsageError(f"text_format {data['text_format']!r} cannot be read; send plain text")
-
-
-def _voice_name(data: Mapping[str, Any]) -> str | None:
-    """The voice that an event names; a language alone chooses the default voice."""
-    voice = data.get("voice") or {}
-    name = voice.get("name") if isinstance(voice, dict) else voice
-    if name is not None and not isinstance(name, str):
-        raise UsageError(f"the name of a voice must be a string, not {type(name).__name__}")
-    return name
 
 
 def _program(voices: Sequence[str], languages: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import ClassVar
 
 from indextts2.errors import TextError
 from indextts2.text.normalizer import TextNormalizer, require_unicode
@@ -53,6 +54,8 @@ def phoneme_ids(phonemes: str) -> list[int]:
 
 class PhonemeTokenizer:
     """English text to phoneme pieces; a `TextTokenizer`. The pronunciation lexicon loads at first use."""
+
+    languages: ClassVar[tuple[str, ...]] = ("en",)
 
     def __init__(self, normalizer: TextNormalizer) -> None:
         self._normalizer = normalizer

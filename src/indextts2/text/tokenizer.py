@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from indextts2.errors import CheckpointError, TextError
 from indextts2.text.normalizer import TextNormalizer, require_unicode
@@ -23,6 +23,9 @@ _SPACE_BESIDE_CJK = re.compile(f"(?<=[{_CJK}]) (?![A-Za-z0-9])|(?<![A-Za-z0-9]) 
 
 class TextTokenizer(Protocol):
     """What the rest of the system asks of a tokenizer: the official one below, or a phoneme-based one."""
+
+    languages: ClassVar[tuple[str, ...]]
+    """Codes of the languages that it reads."""
 
     @property
     def vocab_size(self) -> int:
@@ -56,6 +59,8 @@ class Tokenizer:
 
     Neither start nor stop ids are added. Pieces outside the vocabulary get the id of `<unk>`.
     """
+
+    languages: ClassVar[tuple[str, ...]] = ("en", "zh")
 
     def __init__(self, model_path: str | Path, normalizer: TextNormalizer) -> None:
         self._model_path = Path(model_path)
