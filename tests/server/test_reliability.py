@@ -155,6 +155,21 @@ def test_a_body_that_does_not_arrive(live: Callable[..., LiveServer]) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
+def test_bodies_of_all_requests_together_are_bounded(live: Callable[..., LiveServer]) -> None:
+    server = live(max_running=1, max_waiting=0, max_json_bytes=100_000, max_upload_bytes=1)
+    body = BODY | {"unknown": "x" * 20_000}
+    with httpx.Client(base_url=server.url) as client:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = "POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 99000\r\n\r\n".encode() + b"x" * 90_000)
+            wait_until(lambda: client.post("/v1/audio/speech", json=body).status_code == 503)
+            refused = client.post("/v1/audio/speech", json=body)
+            assert error_of(refused, 503)["code"] == "bodies_full"
+            assert "Retry-After" in refused.headers
+            assert client.post("/v1/audio/speech", json=BODY).status_code == 200, "there is room for small ones"
+        wait_until(lambda: client.post("/v1/audio/speech", json=body).status_code == 200)
+
+
 def test_4_a_dead_worker_is_replaced(live: Callable[..., LiveServer], script: Script) -> None:
     server = live()
     script.die_at_word = 0

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from indextts2.server.errors import ApiError, error_response
+from indextts2.server.errors import ApiError, error_response, not_available
 from indextts2.server.settings import ServerSettings, is_loopback
 
 API_PREFIX = "/v1"
@@ -20,6 +20,7 @@ UPLOAD_PATH = "/v1/audio/voices"
 FORM_BYTES = 65_536
 CHECKED_METHODS = {"POST", "PUT", "PATCH", "DELETE"}
 POLICY_VIOLATION = 1008
+RETRY_SECONDS = 5
 
 
 class Guard:
@@ -29,6 +30,9 @@ class Guard:
         self.app = app
         self.settings = settings
         self._digests = [_digest(key) for key in settings.api_keys]
+        self.bytes_held = 0
+        places = settings.max_running + settings.max_waiting
+        self.max_bytes_held = places * max(settings.max_json_bytes, settings.max_upload_bytes + FORM_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -39,9 +43,14 @@ class Guard:
         except ApiError as error:
             await _refuse(error, scope, receive, send)
             return
-        if scope["type"] == "http":
-            receive = self._limited(scope, receive)
-        await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self.app(scope, receive, send)
+            return
+        body = _Body(self, receive, self._max_bytes(scope))
+        try:
+            await self.app(scope, body.receive, send)
+        finally:
+            self.bytes_held -= body.seen
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
@@ -100,27 +109,35 @@ class Guard:
             return self.settings.max_upload_bytes + FORM_BYTES
         return self.settings.max_json_bytes
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive` that counts the bytes and the seconds until the body is complete."""
-        limit, deadline = self._max_bytes(scope), monotonic() + self.settings.body_seconds
-        seen, complete = 0, False
 
-        async def limited() -> Message:
-            nonlocal seen, complete
-            if complete:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - monotonic()))
-            except TimeoutError:
-                raise ApiError(408, f"the body did not arrive within {self.settings.body_seconds:g} s",
-                               code="body_timeout") from None  # fmt: skip
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _too_large(limit)
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
+class _Body:
+    """The body of one request: its bytes and the seconds until it is complete are bounded, and the bytes of all."""
 
-        return limited
+    def __init__(self, guard: Guard, receive: Receive, limit: int) -> None:
+        self._guard, self._receive, self._limit = guard, receive, limit
+        self._deadline = monotonic() + guard.settings.body_seconds
+        self._complete = False
+        self.seen = 0
+
+    async def receive(self) -> Message:
+        """The next message. ApiError when the body is slow or too large, or too much of others is in memory."""
+        if self._complete:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - monotonic()))
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {self._guard.settings.body_seconds:g} s",
+                           code="body_timeout") from None  # fmt: skip
+        size = len(message.get("body", b""))
+        self.seen += size
+        self._guard.bytes_held += size
+        if self.seen > self._limit:
+            raise _too_large(self._limit)
+        if self._guard.bytes_held > self._guard.max_bytes_held:
+            raise not_available("the bodies of other requests fill the memory that is meant for them; try again later",
+                                "bodies_full", RETRY_SECONDS)  # fmt: skip
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
 
 
 def _digest(key: str) -> bytes:

@@ -22,7 +22,7 @@ _MEANINGS = {
     415: "the body is compressed",
     429: "all places are taken; see Retry-After",
     500: "the server failed",
-    503: "loading, shutting down, or the queue did not move; see Retry-After",
+    503: "loading, shutting down, the queue did not move, or too much to be kept; see Retry-After",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning} for status, meaning in _MEANINGS.items()
