@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ SOAK_PARTS = 10
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun until evening."
 START_SECONDS = 300.0
 REQUEST_SECONDS = 600.0
+LIVEZ_INTERVAL_SECONDS = 0.1
 BYTES_PER_SAMPLE = 2
 
 
@@ -199,18 +201,45 @@ def speak(server: Server, seed: int, text: str | None = None) -> Sample:
 
 @dataclass
 class Level:
-    """Requests by some clients at once, in the order of their seeds, and the seconds that all took."""
+    """Requests by some clients at once, in the order of their seeds, the seconds that all took, and those that
+    /livez took meanwhile."""
 
     samples: list[Sample]
     seconds: float
+    livez: list[float] = field(default_factory=list)
 
 
 def load(server: Server, clients: int, seeds: range, texts: Sequence[str | None] = (None,)) -> Level:
     """A request for each seed by so many clients at once, with the texts in turn."""
     start = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
+    with watching_livez(server) as livez, ThreadPoolExecutor(clients) as pool:
         samples = list(pool.map(lambda seed: speak(server, seed, texts[seed % len(texts)]), seeds))
-    return Level(samples, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+    return Level(samples, seconds, livez)
+
+
+@contextmanager
+def watching_livez(server: Server) -> Iterator[list[float]]:
+    """Ask for /livez again and again during the block; the seconds of each answer."""
+    found: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        with httpx.Client(base_url=server.url, timeout=REQUEST_SECONDS) as client:
+            while True:
+                start = time.perf_counter()
+                client.get("/livez").raise_for_status()
+                found.append(time.perf_counter() - start)
+                if ended.wait(LIVEZ_INTERVAL_SECONDS):
+                    return
+
+    with ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(watch)
+        try:
+            yield found
+        finally:
+            ended.set()
+        watcher.result()
 
 
 def summary(level: Level, rate: int) -> dict[str, Any]:
@@ -226,6 +255,7 @@ def summary(level: Level, rate: int) -> dict[str, Any]:
         "audio_seconds_per_second": round(audio / level.seconds, 4),
         "latency_seconds": percentiles([sample.latency for sample in good]),
         "first_audio_seconds": percentiles([sample.first_audio for sample in good]),
+        "livez_seconds": percentiles(level.livez),
     }
 
 
@@ -337,6 +367,8 @@ def report(figures: dict[str, Any]) -> None:
     say(table(rows, header))
     memory = figures["memory_mib"]
     say(f"cancel to idle: {figures['cancel_to_idle_seconds']} s; refusal: {figures['refusal_seconds']} s")
+    livez = {clients: level["livez_seconds"] for clients, level in figures["levels"].items()}
+    say(f"livez during load, by clients: {livez} s")
     say(f"largest difference to {next(iter(figures['levels']))} clients, in steps of PCM: "
         f"{figures['largest_difference']}")  # fmt: skip
     say(f"memory: {memory['before']} MiB before, {memory['after']} MiB after")

@@ -29,6 +29,7 @@ def test_it_prints_one_line_of_json(tiny_model: Path, capsys: pytest.CaptureFixt
     figures = main([*arguments, "--lanes", "2", "--max-waiting", "1"])
     assert json.loads(capsys.readouterr().out) == figures
     assert all(not one["errors"] and one["requests"] == 2 for one in figures["levels"].values())
+    assert all(0 < one["livez_seconds"]["p50"] <= one["livez_seconds"]["max"] for one in figures["levels"].values())
     assert figures["largest_difference"]["1"] == 0
     assert figures["largest_difference"]["2"] <= 1
     assert figures["soak"]["errors"] == 0
