@@ -241,7 +241,7 @@ def test_45_46_odd_texts_reach_the_model(client: Any, script: Script, text: str)
         {"emo_text": "sad"},
         {"use_emo_text": True},
         {"seed": 2**64},
-        {"seed": -1},
+        {"seed": -(2**63) - 1},
         {"seed": 1.5},
         {"seed": "1"},
         {"max_new_tokens": 0},

@@ -69,6 +69,13 @@ def test_headers_name_seed_rate_and_provenance(client: Any) -> None:
     assert "X-Ignored-Fields" not in drawn.headers
 
 
+@pytest.mark.parametrize(("seed", "meant"), [(-1, 2**63 - 1), (-(2**63), 0), (2**63 - 1, 2**63 - 1)])
+def test_every_int64_is_a_seed(client: Any, script: Script, seed: int, meant: int) -> None:
+    response = say(client, seed=seed)
+    assert response.headers["X-Seed"] == str(meant), "as other programs take it"
+    assert script.requests[0].config.seed == meant
+
+
 def test_request_id_is_taken_over_if_it_is_plain(client: Any) -> None:
     assert client.get("/v1/models", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
     assert client.get("/v1/models", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"

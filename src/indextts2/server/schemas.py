@@ -73,7 +73,7 @@ class SpeechOptions(BaseModel):
     preset: Literal["exact", "balanced", "fast"] | None = Field(
         None, description="what may be left out for speed; that of the server otherwise"
     )
-    seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = Field(
+    seed: Annotated[Whole, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = Field(
         None, description="the same seed gives the same speech; drawn and told in X-Seed otherwise"
     )
     max_new_tokens: Annotated[Whole, Field(ge=1, le=4096)] | None = Field(

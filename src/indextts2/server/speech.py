@@ -26,7 +26,7 @@ from indextts2.server.errors import ApiError, as_api_error
 from indextts2.server.intake import AudioIntake
 from indextts2.server.metrics import Metrics, Sound
 from indextts2.server.model_host import Engine, Job, ModelFacts, ModelHost
-from indextts2.server.schemas import SpeechOptions, emotion_of
+from indextts2.server.schemas import MAX_SEED, SpeechOptions, emotion_of
 from indextts2.server.settings import ServerSettings
 from indextts2.server.tempo import Tempo, split_speed
 from indextts2.server.voices import VoiceLibrary
@@ -74,8 +74,8 @@ class SpeechService:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, text: str, options: SpeechOptions) -> Speech:
-        """A text that is about to be spoken, with its seed."""
-        return Speech(text, secrets.randbits(32) if options.seed is None else options.seed)
+        """A text that is about to be spoken, with its seed; negative ones stand for those that are 2^63 higher."""
+        return Speech(text, secrets.randbits(32) if options.seed is None else options.seed & MAX_SEED)
 
     def check_model(self, name: str) -> None:
         """ApiError 404 unless the model goes by this name."""
