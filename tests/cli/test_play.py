@@ -15,6 +15,8 @@ from indextts2.cli.main import main
 from tests.audio.test_playback import Device
 from tests.tiny import recording
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LOW_LATENCY = ["--stream", "low-latency"]
 
 

@@ -41,10 +41,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     program, *arguments = server_command("README.md")
     assert program == "indextts2"
+    environment = {name: value for name, value in os.environ.items() if name != "INDEXTTS2_API_KEY"}
     process = subprocess.Popen(
         [sys.executable, "-m", "indextts2", *arguments, "--port", str(port), "--voices-dir", str(folder / "voices")],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "INDEXTTS2_API_KEY"},
+        env=environment | {"OMP_NUM_THREADS": "1"},  # several threads are slow while the machine does other things
         stderr=subprocess.DEVNULL,
     )
 

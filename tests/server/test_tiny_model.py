@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from indextts2.audio.writer import encode_audio
 from indextts2.config import GenerationConfig
@@ -32,15 +31,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generation = GenerationConfig(num_beams=1, min_new_tokens=CODES, max_mel_tokens=CODES)
     config = dataclasses.replace(tiny_model_config(), generation=generation)
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", config)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with several threads, much slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
