@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from indextts2.config import ModelConfig
+from indextts2.text.phonemes import SPACE_ID
 from indextts2.training.alignment import ctc_path, token_of_frame
 from indextts2.training.augment import stretch
 from indextts2.training.codec import CodecStage, CodecStageConfig, write_codes, write_features
@@ -165,6 +166,24 @@ def test_token_of_frame_changes_half_way() -> None:
 ])  # fmt: skip
 def test_edit_distance(first: list[int], second: list[int], distance: int) -> None:
     assert edit_distance(first, second) == distance
+
+
+def test_short_items_are_the_last_words_with_their_codes(corpus: Corpus, tiny_config: ModelConfig) -> None:
+    stage = make_stage("gpt", corpus, tiny_config)
+    assert isinstance(stage, GPTStage)
+    stage.config = dataclasses.replace(stage.config, short=1.0, short_words=1)
+    text, codes, aligned = stage._clip(0)
+    short, spoken, index = stage._maybe_short((text, codes, aligned), np.random.default_rng(0))
+    assert SPACE_ID not in short
+    assert short.tolist() == text[len(text) - len(short) :].tolist()
+    first = len(text) - len(short)
+    assert text[first - 1] == SPACE_ID
+    assert spoken.tolist() == codes[aligned >= first].tolist()
+    assert index.tolist() == (aligned[aligned >= first] - first).tolist()
+    assert 0 < len(spoken) < len(codes)
+    # Not in an evaluation, and not where there is but one word.
+    assert stage._maybe_short((text, codes, aligned), None)[0] is text
+    assert stage._maybe_short((short, spoken, index), np.random.default_rng(0))[0] is short
 
 
 def test_latents_have_a_row_per_code(corpus: Corpus, tiny_config: ModelConfig) -> None:

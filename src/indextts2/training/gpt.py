@@ -48,6 +48,9 @@ class GPTStageConfig:
     # Part of the batches whose items are two clips of one speaker in a row, once short ones have been learnt.
     joined: float = 0.2
     joined_from_epoch: int = 3
+    # Part of the items that is cut down to the last words of its text, so that a word alone is spoken as such.
+    short: float = 0.25
+    short_words: int = 4
     # The conditioners are dear: most batches see short pieces of the other clip, some see (almost) all of it.
     short_condition_frames: int = 80
     max_condition_frames: int = 400
@@ -180,6 +183,21 @@ class GPTStage(Stage):
         joined = np.concatenate((text, [SPACE_ID], more_text))
         return joined, np.concatenate((codes, more_codes)), np.concatenate((aligned, more_aligned + len(text) + 1))
 
+    def _maybe_short(
+        self, item: tuple[np.ndarray, np.ndarray, np.ndarray], rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For a part of the items only the last one to `short_words` words, with what is aligned to them."""
+        if rng is None or rng.random() >= self.config.short:
+            return item
+        text, codes, aligned = item
+        starts = np.flatnonzero(text == SPACE_ID) + 1
+        wanted = int(rng.integers(1, self.config.short_words + 1))
+        if len(starts) < wanted:
+            return item
+        first = int(starts[-wanted])
+        spoken = aligned >= first
+        return (text[first:], codes[spoken], aligned[spoken] - first) if spoken.any() else item
+
     def _tempo(self, rng: np.random.Generator | None) -> float:
         """How many times longer an item is spoken: 1 for the evaluation and for a part of the items."""
         if rng is None or rng.random() >= self.config.tempo_share:
@@ -200,7 +218,7 @@ class GPTStage(Stage):
             numbers = numbers[::2]
             items = [self._joined(number, rng) for number in numbers]
         else:
-            items = [self._clip(number) for number in numbers]
+            items = [self._maybe_short(self._clip(number), rng) for number in numbers]
         tempos = [self._tempo(rng) for _ in items]
         room = self.gpt_config.max_mel_tokens
         items = [
