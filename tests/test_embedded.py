@@ -55,6 +55,17 @@ def test_emotions_change_the_rate_as_listeners_expect(tts: IndexTTS2) -> None:
     assert seconds("sad:1") > 1.1 * seconds("angry:1")
 
 
+@pytest.mark.parametrize("text", ["Hello, world!", "Yes.", "Stop!"])
+def test_a_word_alone_comes_to_its_end(tts: IndexTTS2, text: str) -> None:
+    def seconds(seed: int) -> float:
+        return tts.infer(text, "ada", config=InferenceConfig(seed=seed, steps=1)).duration
+
+    # Long enough to be said, and all but one of them short enough to be nothing else.
+    lengths = sorted(seconds(seed) for seed in range(8))
+    assert lengths[0] > 0.3
+    assert lengths[-2] < 3.0
+
+
 @pytest.mark.slow
 def test_it_says_what_it_was_told(tts: IndexTTS2) -> None:
     from indextts2.training.judges import Transcriber, packaged_whisper, word_error_rate
