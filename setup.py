@@ -13,6 +13,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "src/indextts2/native"
+SOURCES = ("library", "snake", "convolution", "product", "matrix", "softmax")
+HEADERS = ("kernels", "snake", "convolution_variant", "product_variant", "matrix_variant", "softmax_variant")
 # Nothing here ties the library to the processor of the building machine, and nothing may reorder sums.
 GCC_FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 MSVC_FLAGS = ["/std:c11", "/O2", "/fp:contract"]
@@ -46,11 +48,8 @@ setup(
     ext_modules=[
         Extension(
             "indextts2.native._kernels",
-            sources=[f"{FOLDER}/{name}.c" for name in ("library", "snake", "convolution", "product", "softmax")],
-            depends=[
-                f"{FOLDER}/{name}.h"
-                for name in ("kernels", "snake", "convolution_variant", "product_variant", "softmax_variant")
-            ],
+            sources=[f"{FOLDER}/{name}.c" for name in SOURCES],
+            depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,
         )

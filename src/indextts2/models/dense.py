@@ -5,8 +5,8 @@ Legend: I inputs, O outputs, B batch, T frames, Q frames that ask, N heads, D wi
 `F.linear` goes to MKL, which runs at half speed on processors that are not Intel's. oneDNN does not. Torch calls it for
 convolutions, for other types, and from what `torch.compile` makes; this is the operator that the latter uses. Results
 differ in rounding. Which library computes a product depends on the processor and on shapes, never on a measurement, so
-that a seed gives the same speech again. A few rows and a weight that lies in memory as (I, O) go to neither of them but
-to our own kernel.
+that a seed gives the same speech again. Weights that lie in memory as (I, O) go to our own kernels: to one for a few
+rows, and where oneDNN is used, which is slower there, also to one for many.
 
 Whatever records gradients, is traced or compiled, or is no plain float32 on a CPU, goes the ordinary way.
 """
@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from indextts2.native.matrix import add_product_, addable
 from indextts2.native.product import few_rows, multiply_rows
 from indextts2.native.softmax import softmax_
 
@@ -123,8 +124,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return multiply_rows(x, transposed, bias)
     if not _worthwhile(x, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
+    if weight.stride(0) == 1 and addable(rows := x.reshape(-1, x.shape[-1]), weight.t()):
+        y = x.new_zeros(len(rows), len(weight)) if bias is None else bias.repeat(len(rows), 1)
+        return add_product_(y, rows, weight.t()).view(*x.shape[:-1], -1)
     # Rows must be dense: for others the operator falls back to a reference loop that is a hundred times slower.
     return _product(x.contiguous(), _dense(weight), bias)
+
+
+def add_product(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """`y` (R, C) + `left` (R, I) `right` (I, C), whose rows may have gaps; without gradients in the memory of `y`."""
+    if reduced_dtype(y) is None and _worthwhile(y, left.numel() * right.shape[1]) and addable(y, left, right):
+        return add_product_(y, left, right)
+    return y + linear(right.t(), left).t()
 
 
 def silu_gate(gate: Tensor, value: Tensor) -> Tensor:

@@ -62,14 +62,14 @@ def test_subsampling_is_a_convolution_and_a_linear_layer(
 ) -> None:
     """However many channels are computed at a time, with a rest or without."""
     layer, x = encoder.embed, torch.randn(2, 21, 12)
-    monkeypatch.setattr(conformer, "COLUMN_NUMBERS", channels_at_once * 16 * 5)
+    monkeypatch.setattr(conformer, "ACTIVATIONS", channels_at_once * 5 * 2 * 10)
     expected = layer.out(layer.conv(x[:, None]).transpose(1, 2).flatten(2))
     assert relative_l2(layer(x), expected) < 1e-6
 
 
 def test_gradients_of_the_subsampling(encoder: ConformerEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = encoder.embed.requires_grad_(), torch.randn(2, 21, 12)
-    monkeypatch.setattr(conformer, "COLUMN_NUMBERS", 3 * 16 * 5)
+    monkeypatch.setattr(conformer, "ACTIVATIONS", 3 * 5 * 2 * 10)
     layer.out(layer.conv(x[:, None]).transpose(1, 2).flatten(2)).square().sum().backward()
     expected = [parameter.grad for parameter in layer.parameters()]
     layer.zero_grad()

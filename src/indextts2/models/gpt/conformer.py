@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from indextts2.config import ConformerConfig
 from indextts2.errors import ConfigError, UsageError
-from indextts2.models.dense import Linear, linear
+from indextts2.models.dense import Linear, add_product, linear
 
 MIN_FRAMES = 3
 """Fewest input frames that give one subsampled frame."""
-COLUMN_NUMBERS = 7 << 20
-"""So many weights of the layer behind the subsampling convolution are used at once. They are copied for that, to less
-than the 32 MiB from which glibc asks the system for fresh pages every time."""
+ACTIVATIONS = 1 << 20
+"""About so many numbers between the subsampling convolution and the layer behind it are made at a time."""
 
 
 def sinusoidal_positions(frames: int, width: int, device: torch.device) -> Tensor:
@@ -44,20 +43,20 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, kernel_bias = self.conv.get_parameter("0.weight").flatten(1), self.conv.get_parameter("0.bias")[:, None]
-        y: Tensor
-        weight, y = self.out.get_parameter("0.weight"), self.out.get_parameter("0.bias")
+        weight, bias = self.out.get_parameter("0.weight"), self.out.get_parameter("0.bias")
         image = x.unfold(1, 3, 2).unfold(2, 3, 2)  # (B, T', F', 3, 3)
         batch, frames, features = image.shape[:3]
-        # (B T', 9, F'), so that the convolution is a product (D, 9) (9, F') per frame. Its result has the channel
-        # slowest, as the columns of `out` have.
-        patches = image.permute(0, 1, 3, 4, 2).reshape(batch * frames, 9, features)
-        at_once = max(COLUMN_NUMBERS // (len(weight) * features), 1) if x.is_cpu else len(kernel)
+        # The convolution is a product (D, 9) (9, F' B T'). Its result is (D F', B T'), in the order of the columns of
+        # `weight`, which is multiplied by it as it lies in memory.
+        patches = image.permute(3, 4, 2, 0, 1).reshape(9, -1)
+        y = bias[:, None].repeat(1, batch * frames)
+        at_once = max(ACTIVATIONS // patches.shape[1], 1) if x.is_cpu else len(kernel)
         for start in range(0, len(kernel), at_once):
             channels = slice(start, start + at_once)
-            activated = torch.baddbmm(kernel_bias[channels], kernel[channels].expand(len(patches), -1, -1), patches)
+            activated = torch.addmm(kernel_bias[channels], kernel[channels], patches).relu_()
             columns = weight[:, start * features : (start + at_once) * features]
-            y = y + linear(activated.relu_().view(batch, frames, -1), columns)
-        return y
+            y = add_product(y, columns, activated.view(-1, batch * frames))
+        return y.t().contiguous().view(batch, frames, -1)
 
 
 class PositionAttention(nn.Module):
