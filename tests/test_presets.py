@@ -44,6 +44,15 @@ def test_a_model_of_few_steps_keeps_one() -> None:
     assert [PRESETS["fast"].steps(n) for n in (1, 2, 10, 25)] == [1, 1, 4, 8]
 
 
+@pytest.mark.parametrize(
+    ("own", "preset", "used"), [(-0.6, "balanced", -0.6), (-0.6, "fast", -0.75), (0.0, "fast", -0.75)]
+)
+def test_a_model_may_want_a_sway_of_its_own(own: float, preset: str, used: float) -> None:
+    model = dataclasses.replace(MODEL, s2mel=dataclasses.replace(MODEL.s2mel, sway=own))
+    assert InferenceConfig(seed=1).resolved(model).sway == own
+    assert InferenceConfig(seed=1, preset=preset).resolved(model).sway == used
+
+
 def test_options_of_before_there_were_presets() -> None:
     values = {"generation": dataclasses.asdict(GenerationConfig()), "steps": 2, "cfg_rate": 0.7,
               "flow_temperature": 1.0, "seed": 1}  # fmt: skip

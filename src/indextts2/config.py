@@ -172,8 +172,9 @@ class S2MelConfig:
     latent_projection: tuple[int, ...] | None = None
     # Mel frames per semantic code: 1.72 in the official code (not 22050 / 256 / 50).
     frames_per_code: float = 1.72
-    # Defaults of the sampler: 25 Euler steps with guidance 0.7 from noise of standard deviation 1.
+    # Defaults of the sampler: 25 even Euler steps with guidance 0.7 from noise of standard deviation 1.
     steps: int = 25
+    sway: float = 0.0
     cfg_rate: float = 0.7
     flow_temperature: float = 1.0
     # So much of the end of the reference is shown to the flow, in seconds; 0 is all of it.
@@ -522,6 +523,7 @@ class InferenceConfig:
             **dataclasses.asdict(preset),
             "generation": model.generation or GenerationConfig(),
             "steps": preset.steps(model.s2mel.steps),
+            "sway": min(preset.sway, model.s2mel.sway),
             "cfg_rate": model.s2mel.cfg_rate,
             "flow_temperature": model.s2mel.flow_temperature,
             "prompt_seconds": min(filter(None, (preset.prompt_seconds, model.s2mel.prompt_seconds)), default=0.0),

@@ -14,7 +14,7 @@ GPT_WEIGHTS = ("full", "int8", "int4", "auto")
 class Preset:
     """Values of the options of the same names in `InferenceConfig`, where these are not given.
 
-    `steps_share`: part of the model's own number of flow steps.
+    `steps_share`: part of the model's own number of flow steps. `sway`: unless the model's own is lower.
     """
 
     steps_share: float = 1.0

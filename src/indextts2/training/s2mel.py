@@ -154,7 +154,7 @@ class S2MelStage(Stage):
         self, corpus: Corpus, model_config: ModelConfig, codec: SemanticCodec, config: S2MelStageConfig, seed: int = 1
     ) -> None:
         self.corpus, self.config, self.codec = corpus, config, codec.eval().requires_grad_(False)
-        self.steps, self.cfg_rate = model_config.s2mel.steps, model_config.s2mel.cfg_rate
+        self.sampler = model_config.s2mel
         self.device = torch.device("cpu")
         self.model: S2Mel = S2Mel(model_config, config.reader_width)
         sample = np.concatenate([corpus.get("mel", i) for i in corpus.train[:: max(1, len(corpus.train) // 200)]])
@@ -264,9 +264,11 @@ class S2MelStage(Stage):
         mu = self.condition(batch)
         lengths = batch.prompt_frames + batch.frames
         noise = torch.randn((len(mu), batch.mel.shape[2], mu.shape[1]), generator=torch.Generator().manual_seed(seed))
+        sampler = self.sampler
         mel = integrate(
-            self.model.dit, mu, batch.prompt_mel.transpose(1, 2), batch.style, noise.to(self.device), steps=self.steps,
-            cfg_rate=self.cfg_rate, prompt_lengths=batch.prompt_frames, lengths=lengths,
+            self.model.dit, mu, batch.prompt_mel.transpose(1, 2), batch.style, noise.to(self.device),
+            steps=sampler.steps, sway=sampler.sway, cfg_rate=sampler.cfg_rate, prompt_lengths=batch.prompt_frames,
+            lengths=lengths,
         ).transpose(1, 2)  # fmt: skip
         bounds = zip(mel, batch.prompt_frames.tolist(), lengths.tolist(), strict=True)
         return [item[start:end] for item, start, end in bounds]
