@@ -13,8 +13,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "src/indextts2/native"
-SOURCES = ("library", "snake", "convolution", "product", "matrix", "softmax")
-HEADERS = ("kernels", "snake", "convolution_variant", "product_variant", "matrix_variant", "softmax_variant")
+SOURCES = ("library", "snake", "convolution", "product", "matrix", "softmax", "attention")
+VARIANTS = ("convolution", "product", "matrix", "softmax", "attention")
+HEADERS = ("kernels", "snake", "softmax_row", *(f"{name}_variant" for name in VARIANTS))
 # Nothing here ties the library to the processor of the building machine, and nothing may reorder sums.
 GCC_FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 MSVC_FLAGS = ["/std:c11", "/O2", "/fp:contract"]

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Set to 0: the package computes with PyTorch alone.
 SWITCH_VARIABLE = "INDEXTTS2_NATIVE"
 # That of kernels.h.
-INTERFACE_VERSION = 6
+INTERFACE_VERSION = 7
 LIBRARY_FILE = Path(__file__).with_name("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
 # Others (of tracing, quantisation, distribution) may have no memory of their own.
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -68,7 +68,7 @@ def _load() -> Native:
     library.limit_instruction_set.argtypes, library.limit_instruction_set.restype = [ctypes.c_int64], None
     for name in (
         *("convolution_slack", "convolution_is_fast", "product_is_fast", "softmax_is_fast"),
-        *("matrix_scratch", "matrix_is_fast"),
+        *("matrix_scratch", "matrix_is_fast", "attention_width_multiple", "attention_is_fast"),
     ):
         getattr(library, name).argtypes, getattr(library, name).restype = [], ctypes.c_int64
     for name in ("snake_strips", "softmax_pieces"):

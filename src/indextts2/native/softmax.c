@@ -9,8 +9,6 @@
 #include "kernels.h"
 
 #define ROWS_PER_PIECE 16
-/* Exponentials of less than this, which float32 holds no longer in full, are zero. */
-#define SMALLEST_EXPONENT -87.0f
 
 typedef struct {
     Queue queue;
@@ -25,17 +23,20 @@ typedef struct {
 #define LANES 16
 #define TARGET TARGET_AVX512
 #define NAME(name) name##_avx512
+#include "softmax_row.h"
 #include "softmax_variant.h"
 
 #define LANES 8
 #define TARGET TARGET_AVX2
 #define NAME(name) name##_avx2
+#include "softmax_row.h"
 #include "softmax_variant.h"
 #endif
 
 #define LANES 4
 #define TARGET
 #define NAME(name) name##_baseline
+#include "softmax_row.h"
 #include "softmax_variant.h"
 
 EXPORT int64_t softmax_pieces(int64_t rows) { return (rows + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE; }

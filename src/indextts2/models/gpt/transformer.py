@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from indextts2.models.dense import Kept, linear
 from indextts2.models.gpt.cache import KVCache, Lane
 from indextts2.models.gpt.quantised import MOST_ROWS, RoundedWeight, rounded
+from indextts2.native.attention import attend_rows, attends
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -143,6 +144,9 @@ def _attend_lanes(lanes: Sequence[Lane], heads: int, layer: int, qkv: Tensor) ->
 
 
 def _attend_lane(lane: Lane, heads: int, layer: int, qkv: Tensor) -> Tensor:
+    if not lane.causal and attends(qkv, lane.cache.keys[layer]):
+        cache = lane.cache
+        return attend_rows(qkv, cache.keys[layer], cache.values[layer], cache.length, lane.mask)
     q, k, v = qkv.view(1, lane.rows, 3, heads, -1).permute(2, 0, 3, 1, 4)
     keys, values = lane.cache.append(layer, k, v)
     attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=lane.mask, is_causal=lane.causal)
