@@ -30,6 +30,7 @@ from indextts2.errors import CheckpointError, ConfigError, UsageError
 from indextts2.inference import stages
 from indextts2.inference.allocator import keep_freed_memory
 from indextts2.inference.emotion import Emotion, EmotionAudio, EmotionVector, EmotionWords, as_emotion
+from indextts2.inference.layout import arrange_weights
 from indextts2.inference.named_voices import resolve_speaker
 from indextts2.inference.progress import CancelCheck, ProgressCallback, Run
 from indextts2.inference.recording import record
@@ -129,6 +130,7 @@ class IndexTTS2:
         _check_same_sizes(self.config, directory)
         keep_freed_memory()
         models = load_models(directory, device=device, dtype=dtype)
+        arrange_weights(models)
         matrices = models.emotion_matrices
         emotion_matrix = EmotionMatrix(matrices.speaker, matrices.emotion, models.config.emo_num)
         self._loaded = _Loaded(models, _make_tokenizer(directory), emotion_matrix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from indextts2.config import GenerationConfig
 from indextts2.errors import Cancelled, GenerationError
-from indextts2.models.gpt.generation import Generation, Request, advance, generate, iterate_codes
+from indextts2.models.gpt.generation import Generation, Request, advance, feed, generate, iterate_codes
 from indextts2.models.gpt.unified_voice import LatentStream, UnifiedVoice
 from tests.conftest import relative_l2
 from tests.models.gpt.conftest import TINY, make_tiny
@@ -208,6 +209,42 @@ def test_batched_requests_equal_single_ones(tiny: UnifiedVoice) -> None:
         advance(tiny, running)
     assert [request.result().codes.tolist() for request in requests] == alone
     advance(tiny, [])
+
+
+def test_more_rows_than_the_products_of_a_few_take_go_in_portions(
+    tiny: UnifiedVoice, prefix: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, rows = tiny.step, []
+    monkeypatch.setattr(tiny, "step", lambda codes, *rest: rows.append(len(codes)) or step(codes, *rest))
+    requests = [Request(tiny, prefix, with_beams(beams), seeded(beams)) for beams in (16, 12, 5, 3, 1)]
+    answers = feed(tiny, [request.feed() for request in requests])
+    assert rows == [28, 9]
+    assert [len(states) for states, _ in answers] == [16, 12, 5, 3, 1]
+
+
+def test_what_fails_midway_may_be_tried_again(
+    tiny: UnifiedVoice, prefix: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [Request(tiny, prefix, with_beams(16), seeded(seed)) for seed in range(3)]
+    feeds = [request.feed() for request in requests]
+    step, calls = tiny.step, []
+
+    def failing(*given: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return step(*given)
+
+    monkeypatch.setattr(tiny, "step", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        feed(tiny, feeds)
+    assert [request.prompt.cache.length for request in requests] == [request.prompt.rows for request in requests]
+    untroubled = [Request(tiny, prefix, with_beams(16), seeded(seed)) for seed in range(3)]
+    expected = feed(tiny, [request.feed() for request in untroubled])
+    for (states, logits), (other_states, other_logits) in zip(feed(tiny, feeds), expected, strict=True):
+        assert torch.equal(states, other_states)
+        assert torch.equal(logits, other_logits)
+    assert [request.prompt.cache.length for request in requests] == [r.prompt.rows + 16 for r in requests]
 
 
 def test_half_precision_runs(prefix: Tensor) -> None:

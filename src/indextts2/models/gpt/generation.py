@@ -18,6 +18,7 @@ from indextts2.models.gpt.cache import Lane
 from indextts2.models.gpt.decoders import Node, make_decoder, path
 from indextts2.models.gpt.quantised import check_weights
 from indextts2.models.gpt.unified_voice import Prompt, UnifiedVoice
+from indextts2.native.product import MOST_ROWS
 
 FIRST_STEPS = 128
 """The cache of a new request has room for so many steps before it grows, if it is decoded step by step."""
@@ -164,16 +165,39 @@ def advance(model: UnifiedVoice, requests: Sequence[Request]) -> None:
 def feed(model: UnifiedVoice, feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor]]:
     """The states (rows, D) and logits (rows, V) of what each request feeds. A failed call may be tried again.
 
-    Requests whose weights differ in kind go one kind after the other.
+    Requests whose weights differ in kind go one kind after the other. So do requests that have more rows together than
+    the products of a few rows take: others would give a request other last digits than it gets alone.
     """
     answers: dict[int, tuple[Tensor, Tensor]] = {}
-    for kind in dict.fromkeys(f.weights for f in feeds):
-        chosen = [index for index, f in enumerate(feeds) if f.weights == kind]
-        answers |= zip(chosen, _feed_one_kind(model, [feeds[index] for index in chosen], kind), strict=True)
+    lengths = [f.lane.cache.length for f in feeds]
+    try:
+        for chosen in _portions(feeds):
+            found = _feed_together(model, [feeds[index] for index in chosen], feeds[chosen[0]].weights)
+            answers |= zip(chosen, found, strict=True)
+    except BaseException:
+        for f, length in zip(feeds, lengths, strict=True):
+            f.lane.cache.length = length
+        raise
     return [answers[index] for index in range(len(feeds))]
 
 
-def _feed_one_kind(model: UnifiedVoice, feeds: Sequence[Feed], weights: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _portions(feeds: Sequence[Feed]) -> list[list[int]]:
+    """Which feeds go together: those of one kind, up to `MOST_ROWS` rows."""
+    portions: list[list[int]] = []
+    for kind in dict.fromkeys(f.weights for f in feeds):
+        room = 0
+        for index, f in enumerate(feeds):
+            if f.weights != kind:
+                continue
+            if f.lane.rows > room:
+                portions.append([])
+                room = MOST_ROWS
+            portions[-1].append(index)
+            room -= f.lane.rows
+    return portions
+
+
+def _feed_together(model: UnifiedVoice, feeds: Sequence[Feed], weights: str) -> Iterator[tuple[Tensor, Tensor]]:
     fed = torch.tensor(
         [[code for f in feeds for code in f.codes], [f.position for f in feeds for _ in f.codes]], device=model.device
     )
