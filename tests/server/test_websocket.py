@@ -221,6 +221,27 @@ def test_limits_and_keys(make_client: Callable[..., Any]) -> None:
     assert refused.value.status_code == 401
 
 
+def test_messages_count_among_the_bodies_of_all_requests(make_client: Callable[..., Any]) -> None:
+    client = make_client(max_running=2, max_waiting=0, max_json_bytes=80_000, max_upload_bytes=1)
+    long = json.dumps(CONFIG) + " " * 100_000  # of 160 000 for all
+
+    def speaks(ws: WebSocketTestSession) -> bool:
+        ws.send_json({"type": "input.text", "text": "One. "})
+        return bool(ws.receive_json()["type"] == "audio.start")
+
+    with client.websocket_connect(f"ws://127.0.0.1:8000{URL}") as first:
+        first.send_text(long)
+        assert speaks(first)
+        with client.websocket_connect(f"ws://127.0.0.1:8000{URL}") as second:
+            second.send_text(long)
+            assert second.receive_json()["error"]["code"] == "bodies_full"
+        with session(client) as small:
+            assert speaks(small)
+    with client.websocket_connect(f"ws://127.0.0.1:8000{URL}") as later:
+        later.send_text(long)
+        assert speaks(later)
+
+
 def test_foreign_pages_may_not_connect(client: Any) -> None:
     headers = {"Origin": "https://evil.example"}
     with (

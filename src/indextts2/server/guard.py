@@ -43,14 +43,24 @@ class Guard:
         except ApiError as error:
             await _refuse(error, scope, receive, send)
             return
-        if scope["type"] == "websocket":
-            await self.app(scope, receive, send)
-            return
-        body = _Body(self, receive, self._max_bytes(scope))
+        incoming = _Messages(self, receive) if scope["type"] == "websocket" else _Body(self, receive, scope)
         try:
-            await self.app(scope, body.receive, send)
+            await self.app(scope, incoming.receive, send)
         finally:
-            self.bytes_held -= body.seen
+            self.bytes_held -= incoming.held
+
+    def hold(self, size: int) -> None:
+        """Count bytes that came; ApiError when there are too many with those of others."""
+        self.bytes_held += size
+        if self.bytes_held > self.max_bytes_held:
+            raise not_available("the bodies of other requests fill the memory that is meant for them; try again later",
+                                "bodies_full", RETRY_SECONDS)  # fmt: skip
+
+    def max_bytes(self, scope: Scope) -> int:
+        """How long the body of a request may be."""
+        if scope["path"].rstrip("/") == UPLOAD_PATH:
+            return self.settings.max_upload_bytes + FORM_BYTES
+        return self.settings.max_json_bytes
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
@@ -101,23 +111,18 @@ class Guard:
             raise ApiError(415, "compressed bodies are not read; send it as it is", code="unsupported_encoding",
                            headers={"Accept-Encoding": "identity"})  # fmt: skip
         length = headers.get("content-length", "")
-        if length.isdecimal() and len(length) < 20 and int(length) > self._max_bytes(scope):
-            raise _too_large(self._max_bytes(scope))
-
-    def _max_bytes(self, scope: Scope) -> int:
-        if scope["path"].rstrip("/") == UPLOAD_PATH:
-            return self.settings.max_upload_bytes + FORM_BYTES
-        return self.settings.max_json_bytes
+        if length.isdecimal() and len(length) < 20 and int(length) > self.max_bytes(scope):
+            raise _too_large(self.max_bytes(scope))
 
 
 class _Body:
     """The body of one request: its bytes and the seconds until it is complete are bounded, and the bytes of all."""
 
-    def __init__(self, guard: Guard, receive: Receive, limit: int) -> None:
-        self._guard, self._receive, self._limit = guard, receive, limit
+    def __init__(self, guard: Guard, receive: Receive, scope: Scope) -> None:
+        self._guard, self._receive, self._limit = guard, receive, guard.max_bytes(scope)
         self._deadline = monotonic() + guard.settings.body_seconds
         self._complete = False
-        self.seen = 0
+        self.held = 0
 
     async def receive(self) -> Message:
         """The next message. ApiError when the body is slow or too large, or too much of others is in memory."""
@@ -129,14 +134,39 @@ class _Body:
             raise ApiError(408, f"the body did not arrive within {self._guard.settings.body_seconds:g} s",
                            code="body_timeout") from None  # fmt: skip
         size = len(message.get("body", b""))
-        self.seen += size
-        self._guard.bytes_held += size
-        if self.seen > self._limit:
+        self.held += size
+        if self.held > self._limit:
+            self._guard.bytes_held += size
             raise _too_large(self._limit)
-        if self._guard.bytes_held > self._guard.max_bytes_held:
-            raise not_available("the bodies of other requests fill the memory that is meant for them; try again later",
-                                "bodies_full", RETRY_SECONDS)  # fmt: skip
+        self._guard.hold(size)
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+
+class _Messages:
+    """What comes over one websocket, counted among the bytes of all bodies.
+
+    Those of the first message, which may hold a recording, count while the connection is open, those of a later one
+    until the next is asked for.
+    """
+
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self._guard, self._receive = guard, receive
+        self._first = 0
+        self.held = 0
+
+    async def receive(self) -> Message:
+        """The next message. ApiError when too much of others is in memory."""
+        self._guard.bytes_held -= self.held - self._first
+        self.held = self._first
+        message = await self._receive()
+        size = len(message.get("bytes") or b"") + len((message.get("text") or "").encode("utf-8", "surrogatepass"))
+        if self._first:
+            self.held += size
+        else:
+            self.held = self._first = size
+        if size:
+            self._guard.hold(size)
         return message
 
 
