@@ -43,10 +43,16 @@ class FakeTTS:
         self.config = SimpleNamespace(
             generation=GenerationConfig(max_mel_tokens=500), gpt=SimpleNamespace(max_mel_tokens=800)
         )
-        self.tokenizer = SimpleNamespace(languages=("en",))
+        self.tokenizer = SimpleNamespace(
+            languages=("en",), normalizer=SimpleNamespace(read_in_processes=self._read_in_processes)
+        )
         self.models = SimpleNamespace(fingerprint=fingerprint, emotion_text_directory=emotion_text_directory)
         self.encoded: list[Any] = []
+        self.reads_in_processes = False
         self.closed = False
+
+    def _read_in_processes(self) -> None:
+        self.reads_in_processes = True
 
     def voice(self, speaker: Any) -> Voice:
         if isinstance(speaker, Voice):

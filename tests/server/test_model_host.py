@@ -32,3 +32,14 @@ def test_audio_that_is_given_goes_to_the_model_each_time() -> None:
     host.voice(waveform)
     assert len(script.engines[0].tts.encoded) == 2
     host.close(1)
+
+
+def test_texts_are_read_in_processes_at_each_loading_of_the_model() -> None:
+    script = Script()
+    host = ModelHost(script.make_engine)
+    for loads in (1, 2):
+        host.engine()
+        assert [engine.tts.reads_in_processes for engine in script.engines] == [True] * loads
+        host.last_use = 0.0
+        assert host.unload_if_idle(0.001)
+    host.close(1)

@@ -112,6 +112,7 @@ class ModelHost:
             if self._engine is None:
                 start = monotonic()
                 self._engine = self._factory()
+                self._engine.tts.tokenizer.normalizer.read_in_processes()  # else no other thread gets on meanwhile
                 self.facts = _facts(self._engine.tts)
                 self.loads += 1
                 log.info("model loaded in %.1f s", monotonic() - start)

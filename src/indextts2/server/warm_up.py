@@ -29,6 +29,7 @@ def warm_up(tts: IndexTTS2, preset: str = "exact", requests: int = 1) -> None:
     from indextts2.types import Waveform
 
     start = monotonic()
+    tts.tokenizer.normalizer.read_in_processes()
     for text in TEXTS:
         with suppress(TextError):  # not every model speaks every language
             tts.text_segments(text)

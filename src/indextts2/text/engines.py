@@ -129,6 +129,12 @@ class EngineLoader:
         self._engines: dict[Language, Engine] = {}
         self._locks: dict[Language, threading.Lock] = {"zh": threading.Lock(), "en": threading.Lock()}
 
+    def in_processes(self) -> EngineLoader:
+        """A loader whose grammars run in processes of their own; itself if it is one."""
+        from indextts2.text.processes import ProcessEngine
+
+        return self if self._load is ProcessEngine else EngineLoader(self._cache_dir, ProcessEngine)
+
     def get(self, language: Language) -> Engine:
         """The grammar of `language`; loads it if this is the first call for it."""
         with self._locks[language]:

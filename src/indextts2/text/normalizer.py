@@ -55,6 +55,10 @@ class TextNormalizer:
         """True if the Chinese grammar reads `text`; the decision is for the whole text."""
         return use_chinese(text)
 
+    def read_in_processes(self) -> None:
+        """Run the grammars in processes of their own from now on, see `processes`; the readings stay the same."""
+        self._engines = self._engines.in_processes()
+
     def load(self, language: Language) -> None:
         """Load the grammar of a language now, rather than at its first text (the first time Chinese takes seconds)."""
         self._engines.get(language)

@@ -58,7 +58,7 @@ class PhonemeTokenizer:
     languages: ClassVar[tuple[str, ...]] = ("en",)
 
     def __init__(self, normalizer: TextNormalizer) -> None:
-        self._normalizer = normalizer
+        self.normalizer = normalizer
 
     @property
     def vocab_size(self) -> int:
@@ -83,7 +83,7 @@ class PhonemeTokenizer:
         if _CJK.search(text):
             raise TextError(f"this model speaks English only; the text {text[:40]!r} needs the full model")
         # A text without letters counts as Chinese there; the lexicon reads its numbers in English.
-        english = text if self._normalizer.use_chinese(text) else self._normalizer.normalize(text)
+        english = text if self.normalizer.use_chinese(text) else self.normalizer.normalize(text)
         pieces = split_phonemes(text_to_phonemes(english))
         if any(map(str.isalpha, pieces)) and pieces[-1] not in PUNCTUATION:
             pieces.append(".")

@@ -28,6 +28,10 @@ class TextTokenizer(Protocol):
     """Codes of the languages that it reads."""
 
     @property
+    def normalizer(self) -> TextNormalizer:
+        """What brings numbers and marks into words before."""
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids; every id lies below it."""
 
@@ -64,7 +68,7 @@ class Tokenizer:
 
     def __init__(self, model_path: str | Path, normalizer: TextNormalizer) -> None:
         self._model_path = Path(model_path)
-        self._normalizer = normalizer
+        self.normalizer = normalizer
         self._loaded: SentencePieceProcessor | None = None
         self._lock = threading.Lock()
 
@@ -87,7 +91,7 @@ class Tokenizer:
         if len(text.strip()) == 1:
             require_unicode(text)
             return self._model.encode(text, out_type=str)
-        return self._model.encode(space_cjk(self._normalizer.normalize(text)), out_type=str) if text else []
+        return self._model.encode(space_cjk(self.normalizer.normalize(text)), out_type=str) if text else []
 
     def to_ids(self, pieces: Iterable[str]) -> list[int]:
         """Ids of `pieces`, one for each; 2 (`<unk>` in the official model) for unknown ones."""
