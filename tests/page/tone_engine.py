@@ -86,7 +86,8 @@ class HumModel:
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(generation=GenerationConfig(), gpt=GPTConfig())
-        self.tokenizer = SimpleNamespace(languages=("en",))
+        normalizer = SimpleNamespace(read_in_processes=lambda: None)
+        self.tokenizer = SimpleNamespace(languages=("en",), normalizer=normalizer)
         self.models = SimpleNamespace(fingerprint=FINGERPRINT, emotion_text_directory=None)
         self.sample_rate = RATE
         self.voices: list[Voice] = []
