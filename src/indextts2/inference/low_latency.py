@@ -40,8 +40,8 @@ class ChunkPlan:
 
     A chunk needs the codes of its own frames and of `look_ahead_frames` more. It continues `context_frames` of the mel
     before it. `prompt_frames` uses only that much of the end of the reference (None: all of it): every chunk computes
-    it again, so it decides how fast chunks are. `first_steps` are the flow steps of the first chunk (None: as all
-    others). Neighbouring chunks are cross-faded over `fade_ms`, at most four frames.
+    it again, so it decides how fast chunks are. `first_steps` are the flow steps of a segment's first chunk (None: as
+    of all others). Neighbouring chunks are cross-faded over `fade_ms`, at most four frames.
     """
 
     first_frames: int = 24

@@ -52,10 +52,11 @@ def embedded_model_config() -> ModelConfig:
         dit=DiTConfig(hidden_dim=192, num_heads=3, depth=5, content_dim=192, block_size=4096),
         wavenet=WaveNetConfig(hidden_dim=192, num_layers=4),
         latent_projection=(64, 32),
-        steps=10,
-        # Measured: less noise and more guidance than the official model give clearer words. With 2.5 people are
-        # followed more closely than with 1.5 at the same word error; with more than that, words suffer.
-        cfg_rate=2.5,
+        # Seven steps, closer together at the start, come nearer to where many steps lead than ten even ones.
+        steps=7,
+        sway=-0.7,
+        # Measured: less noise and more guidance than the official model give clearer words; beyond 1.5 words suffer.
+        cfg_rate=1.5,
         flow_temperature=0.5,
         # Likeness is the same with 0.7 s and with 5 s of prompt; time is not.
         prompt_seconds=2.0,
