@@ -69,7 +69,7 @@ def test_type_press_hear_and_see(page: Page, served: Served) -> None:
 def test_it_plays_what_the_library_computes(
     browser: Browser, start_server: Callable[..., Served], tmp_path: Path, latency: Mode
 ) -> None:
-    generation = GenerationConfig(max_mel_tokens=48, num_beams=1)
+    generation = GenerationConfig(min_new_tokens=48, max_mel_tokens=48, num_beams=1)
     config = dataclasses.replace(tiny_model_config(), generation=generation)
     tts = IndexTTS2.from_pretrained(write_tiny_model(tmp_path / "model", config), device="cpu")
     served = start_server(make_engine=lambda: SpeechEngine(tts))
