@@ -13,17 +13,6 @@ pytestmark = pytest.mark.skipif(library.native().library is None, reason=library
 CAPACITY = 200
 
 
-@pytest.fixture(params=["AVX-512", "AVX2", "baseline"])
-def instruction_set(request: pytest.FixtureRequest):
-    """Every variant that this processor can run."""
-    native = library.loaded()
-    native.limit_instruction_set(["baseline", "AVX2", "AVX-512"].index(request.param))
-    if native.instruction_set_name().decode() != request.param:
-        pytest.skip(f"this processor lacks {request.param}")
-    yield
-    native.limit_instruction_set(2)
-
-
 def tensors(rows: int, heads: int, width: int, held: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys and values of new rows, both buffers, and a mask of rows that do not see each other."""
     torch.manual_seed(rows + 10 * held)

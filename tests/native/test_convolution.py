@@ -12,16 +12,10 @@ from indextts2.native import convolution, library
 pytestmark = pytest.mark.skipif(library.native().library is None, reason=library.native().status)
 
 
-@pytest.fixture(params=["AVX-512", "AVX2", "baseline"])
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Every variant that this processor can run, also those that are not chosen because PyTorch may be faster."""
-    native = library.loaded()
-    native.limit_instruction_set(["baseline", "AVX2", "AVX-512"].index(request.param))
-    if native.instruction_set_name().decode() != request.param:
-        pytest.skip(f"this processor lacks {request.param}")
+@pytest.fixture
+def instruction_set(instruction_set: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variants, also those that are not chosen because PyTorch may be faster."""
     monkeypatch.setattr("indextts2.models.vocoder.activation.worthwhile", library.usable)
-    yield
-    native.limit_instruction_set(2)
 
 
 def layers(inputs: int, outputs: int, taps: int, dilation: int, bias: bool = True, logscale: bool = True):

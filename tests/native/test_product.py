@@ -12,17 +12,6 @@ from indextts2.native import library, product
 pytestmark = pytest.mark.skipif(library.native().library is None, reason=library.native().status)
 
 
-@pytest.fixture(params=["AVX-512", "AVX2", "baseline"])
-def instruction_set(request: pytest.FixtureRequest):
-    """Every variant that this processor can run."""
-    native = library.loaded()
-    native.limit_instruction_set(["baseline", "AVX2", "AVX-512"].index(request.param))
-    if native.instruction_set_name().decode() != request.param:
-        pytest.skip(f"this processor lacks {request.param}")
-    yield
-    native.limit_instruction_set(2)
-
-
 def tensors(rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(rows + 10 * inputs + 1000 * outputs)
     return torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.randn(outputs)

@@ -27,17 +27,6 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm())
 
 
-@pytest.fixture(params=["AVX-512", "AVX2", "baseline"])
-def instruction_set(request: pytest.FixtureRequest):
-    """Every variant that this processor can run."""
-    native = library.native().library
-    native.limit_instruction_set(["baseline", "AVX2", "AVX-512"].index(request.param))
-    if native.instruction_set_name().decode() != request.param:
-        pytest.skip(f"this processor lacks {request.param}")
-    yield
-    native.limit_instruction_set(2)
-
-
 @pytest.mark.parametrize("length", LENGTHS)
 def test_forward_equals_pytorch(length: int, instruction_set: None):
     x, _, frequency, magnitude = inputs(length)

@@ -10,16 +10,10 @@ from indextts2.native import library, softmax
 pytestmark = pytest.mark.skipif(library.native().library is None, reason=library.native().status)
 
 
-@pytest.fixture(params=["AVX-512", "AVX2", "baseline"])
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Every variant that this processor can run, also those that are not chosen because PyTorch may be faster."""
-    native = library.loaded()
-    native.limit_instruction_set(["baseline", "AVX2", "AVX-512"].index(request.param))
-    if native.instruction_set_name().decode() != request.param:
-        pytest.skip(f"this processor lacks {request.param}")
+@pytest.fixture
+def instruction_set(instruction_set: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variants, also those that are not chosen because PyTorch may be faster."""
     monkeypatch.setattr(softmax, "is_fast", lambda: True)
-    yield
-    native.limit_instruction_set(2)
 
 
 # Fewer columns than a vector, with and without remainders of one and of four; whole pieces of rows and parts of one.
