@@ -166,6 +166,10 @@ def raw(server: LiveServer, request: bytes) -> bytes:
         return answer
 
 
+def assert_alive(server: LiveServer) -> None:
+    assert raw(server, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
 def test_raw_chunked_answer(server: LiveServer) -> None:
     body = json.dumps({"model": "indextts2", "voice": "alice", "input": "one", "response_format": "wav"}).encode()
     head = (f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\n"
@@ -185,7 +189,6 @@ def test_raw_chunked_answer(server: LiveServer) -> None:
         b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\nConnection: close\r\n\r\n",
         b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n"
         b"Connection: close\r\n\r\nzz\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /v1/audio/voices/..%2f..%2fetc%2fpasswd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GET /%2e%2e/%2e%2e/app.py HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -195,6 +198,14 @@ def test_raw_chunked_answer(server: LiveServer) -> None:
 def test_raw_nonsense(server: LiveServer, request_bytes: bytes) -> None:
     answer = raw(server, request_bytes)
     assert answer.startswith(b"HTTP/1.1 4")
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
-        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    assert_alive(server)
+
+
+def test_raw_endless_head(server: LiveServer) -> None:
+    """A head over uvicorn's 64 KiB is refused unread, so that the kernel may reset the connection over the answer."""
+    try:
+        answer = raw(server, b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    except ConnectionError:
+        answer = b""
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    assert_alive(server)
