@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.baselines.layers import dense
 from indextts2.models.s2mel.length_regulator import LengthRegulator
@@ -23,5 +23,10 @@ class PlainLengthRegulator:
         lengths = torch.full((x.shape[0],), frames, device=x.device)
         mask = (torch.arange(frames, device=x.device) < lengths[:, None])[..., None]
         y = dense(self.ours.content_in_proj, x).transpose(1, 2).contiguous()
-        y = self.ours.model(F.interpolate(y, size=frames, mode="nearest"))
+        y = F.interpolate(y, size=frames, mode="nearest")
+        for layer in self.ours.model:
+            if isinstance(layer, nn.Conv1d):
+                y = nn.Conv1d.forward(layer, y)
+            else:
+                y = layer(y) if isinstance(layer, nn.GroupNorm) else F.mish(y)
         return y.transpose(1, 2).contiguous() * mask

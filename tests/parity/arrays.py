@@ -133,6 +133,8 @@ def _encoders(tts: IndexTTS2, arrays: Arrays) -> Arrays:
         stats__in=speaker.xvector["dense"],
     ) as seen:
         found["style"] = speaker((fbank - fbank.mean(dim=0))[None])
+    for name in ("tdnn", "block1"):
+        seen[name] = seen[name].transpose(1, 2)
     return found | {f"camp_{name.removesuffix('__in')}": value for name, value in seen.items()}
 
 

@@ -14,7 +14,7 @@ from indextts2.config import LengthRegulatorConfig
 from indextts2.errors import GenerationError
 from indextts2.models.s2mel.latent_projection import LatentProjection
 from indextts2.models.s2mel.length_regulator import LengthRegulator, nearest_indices, target_mel_frames
-from tests.conftest import golden_error
+from tests.conftest import golden_error, relative_l2
 from tests.models.weights import assert_manifest_matches, fold_weight_norm, load_strictly
 
 TINY = LengthRegulatorConfig(channels=6, in_channels=4)
@@ -105,6 +105,16 @@ def test_padded_batch_equals_single_items():
         expected = module(single, targets[i : i + 1])
         torch.testing.assert_close(batch[i : i + 1, : targets[i]], expected, rtol=0, atol=1e-12)
         assert not batch[i, targets[i] :].any()
+
+
+def test_inference_equals_training():
+    torch.manual_seed(0)
+    module = LengthRegulator(LengthRegulatorConfig(channels=64, in_channels=24))
+    arguments = torch.randn(2, 90, 24), torch.tensor([150, 101]), torch.tensor([90, 60])
+    for x in (arguments, (arguments[0][:1], 150)):
+        expected = module.requires_grad_(True)(*x).detach()
+        with torch.inference_mode():
+            assert relative_l2(module.requires_grad_(False)(*x), expected) < 1e-5
 
 
 def test_every_parameter_gets_a_gradient():

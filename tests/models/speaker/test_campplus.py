@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -68,6 +69,8 @@ def test_every_stage_matches_golden(model: CampPlus, fbank: torch.Tensor, golden
     for handle in handles:
         handle.remove()
     outputs["camp_stats"] = statistics_pooling(outputs.pop("last_nonlinear"))
+    for name in ("camp_tdnn", "camp_block1"):
+        outputs[name] = outputs[name].transpose(1, 2)
     for name, output in outputs.items():
         assert golden_error(output, golden[name]) < 1e-5, name
     assert golden_error(style, golden["style"]) < 1e-5
@@ -87,20 +90,32 @@ def test_state_dict_is_the_checkpoint(reference: Path, size: str) -> None:
 
 
 def test_inference_path_equals_training_path(model: CampPlus, fbank: torch.Tensor) -> None:
+    frozen = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
-        written = model(fbank)
+        written = frozen(fbank)
     assert relative_l2(written, model(fbank).detach()) < 1e-6
+
+
+def test_statistics_of_training_take_effect(tiny: CampPlus) -> None:
+    """What inference keeps of the weights and statistics follows them."""
+    tiny.requires_grad_(False)
+    x = torch.randn(2, 61, 20)
+    for _ in range(2):
+        with torch.no_grad():
+            tiny.train()(x + 1)
+            found = tiny.eval()(x)
+        assert relative_l2(found, copy.deepcopy(tiny).requires_grad_(True)(x).detach()) < 1e-6
 
 
 @pytest.mark.parametrize("frames", [2, 6, 7, 8, 20, 21])
 def test_mask_is_the_plain_formula(frames: int) -> None:
     torch.manual_seed(0)
     layer = ContextAwareMask(10, 8, dilation=2, segment_frames=7)
-    x = torch.randn(2, 10, frames)
+    x = torch.randn(2, frames, 10)
     context = torch.empty_like(x)
     for t in range(frames):
         start = t // 7 * 7
-        context[..., t] = x.mean(dim=-1) + x[..., start : start + 7].mean(dim=-1)
+        context[:, t] = x.mean(dim=1) + x[:, start : start + 7].mean(dim=1)
     with torch.no_grad():
         gate = torch.sigmoid(layer.linear2(torch.relu(layer.linear1(context))))
         assert relative_l2(layer(x), layer.linear_local(x) * gate) < 1e-6

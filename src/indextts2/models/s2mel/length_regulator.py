@@ -1,6 +1,7 @@
 """Semantic content at the rate of codes -> condition at the rate of mel frames.
 
 Legend: B batch, K content frames (codes), U mel frames, D content features, C condition channels.
+Everything stays frame-major, (B,U,C).
 
 Source: the length regulator of Seed-VC (InterpolateRegulator) as IndexTTS2 uses it, spec 07 sections 1 and 2.
 """
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from indextts2.config import LengthRegulatorConfig
 from indextts2.errors import GenerationError
+from indextts2.models.convolution import FrameConv
 from indextts2.models.dense import Linear
+from indextts2.models.semantic.layers import PointwiseConv
 
 KERNEL = 3
 
@@ -36,15 +39,28 @@ def nearest_indices(lengths: Tensor, target_lengths: Tensor, frames: int) -> Ten
 
 
 def whole_group_norm(x: Tensor, norm: nn.GroupNorm, target_lengths: Tensor, mask: Tensor | None) -> Tensor:
-    """GroupNorm with one group over (B,C,U), its statistics taken over the valid frames of each item only."""
+    """GroupNorm with one group over (B,U,C), its statistics taken over the valid frames of each item only."""
     if mask is None:
-        return norm(x)
-    count = (target_lengths * x.shape[1]).to(x.dtype)[:, None, None]
+        return torch.addcmul(norm.bias, F.layer_norm(x, x.shape[1:], eps=norm.eps), norm.weight)
+    count = (target_lengths * x.shape[2]).to(x.dtype)[:, None, None]
     mean = (x * mask).sum((1, 2), keepdim=True) / count
     centred = (x - mean) * mask
     variance = centred.square().sum((1, 2), keepdim=True) / count
-    scale = torch.rsqrt(variance + norm.eps)
-    return centred * scale * norm.weight[:, None] + norm.bias[:, None]
+    return centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+class Mish(nn.Module):
+    """x * tanh(softplus(x)), in inference from the sigmoid s: with u = s * (2 - s) that is x * u / (2 - u).
+
+    Torch has a vectorised sigmoid, but takes tanh and softplus of one number after the other.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not x.is_cpu:
+            return F.mish(x)
+        s = torch.sigmoid(x)
+        u = s.mul_(2 - s)
+        return (x * u).div_(2 - u)
 
 
 class LengthRegulator(nn.Module):
@@ -59,8 +75,8 @@ class LengthRegulator(nn.Module):
         self.content_in_proj = Linear(config.in_channels, channels)
         layers: list[nn.Module] = []
         for _ in config.sampling_ratios:
-            layers += [nn.Conv1d(channels, channels, KERNEL, padding=KERNEL // 2), nn.GroupNorm(1, channels), nn.Mish()]
-        self.model = nn.Sequential(*layers, nn.Conv1d(channels, channels, 1))
+            layers += [FrameConv(channels, channels, KERNEL), nn.GroupNorm(1, channels), Mish()]
+        self.model = nn.Sequential(*layers, PointwiseConv(channels, channels))
 
     def forward(self, x: Tensor, target_lengths: Tensor | int, lengths: Tensor | None = None) -> Tensor:
         """Resize each item of `x` (B,K,D) to its own number of mel frames.
@@ -88,22 +104,20 @@ class LengthRegulator(nn.Module):
             )
         index = nearest_indices(lengths, target_lengths, frames)
         y = self.content_in_proj(x)
-        y = torch.gather(y, 1, index[:, :, None].expand(-1, -1, y.shape[-1])).transpose(1, 2)
+        y = torch.gather(y, 1, index[:, :, None].expand(-1, -1, y.shape[-1]))
         mask = self._mask(target_lengths, frames, y.dtype)
         for layer in self.model:
             if isinstance(layer, nn.GroupNorm):
                 y = whole_group_norm(y, layer, target_lengths, mask)
-            elif isinstance(layer, nn.Conv1d):
-                # Zeros beyond an item's end are what the convolution would have padded with.
-                y = layer(y if mask is None else y * mask)
             else:
-                y = F.mish(y)
-        return (y if mask is None else y * mask).transpose(1, 2)
+                # Zeros beyond an item's end are what a convolution would have padded with.
+                y = layer(y if mask is None else y * mask)
+        return y if mask is None else y * mask
 
     @staticmethod
     def _mask(target_lengths: Tensor, frames: int, dtype: torch.dtype) -> Tensor | None:
-        """(B,1,U) of ones and zeros, or None where no item is padded."""
+        """(B,U,1) of ones and zeros, or None where no item is padded."""
         if bool((target_lengths == frames).all()):
             return None
         position = torch.arange(frames, device=target_lengths.device)
-        return (position < target_lengths[:, None]).to(dtype)[:, None]
+        return (position < target_lengths[:, None]).to(dtype)[..., None]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from indextts2.config import WaveNetConfig
 from indextts2.errors import ConfigError
+from indextts2.models.convolution import windows
 from indextts2.models.dense import Kept, linear, reduced_dtype, reduced_linear, uses_onednn
 
 MOST_COPIED_FRAMES = 512
@@ -84,15 +85,6 @@ def reflect_pad(y: Tensor, pad: int, lengths: Tensor | None) -> Tensor:
     source = torch.arange(-pad, frames + pad, device=y.device).abs()
     source = torch.where(source > last, 2 * last - source, source).clamp(min=0)
     return torch.gather(y, 1, source[..., None].expand(-1, -1, y.shape[-1]))
-
-
-def windows(y: Tensor, kernel: int, dilation: int) -> Tensor:
-    """The frames under the kernel, one after the other, for each of its places: (B,T,C) -> (B,T',kernel*C)."""
-    batch, frames, channels = y.shape
-    y = y.contiguous()
-    places = frames - dilation * (kernel - 1)
-    shape = (batch, places, kernel, channels)
-    return y.as_strided(shape, (y.stride(0), channels, dilation * channels, 1)).reshape(batch, places, -1)
 
 
 def conv_frames(y: Tensor, weight: Tensor, dilation: int) -> Tensor:

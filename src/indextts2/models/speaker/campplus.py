@@ -2,10 +2,14 @@
 
 Axes: B batch, T fbank frames (100 Hz), U frames after the first time-delay layer (50 Hz), M mel bins,
 H frequency rows, C channels, G growth (channels that a dense layer adds), S segments of `segment_frames`.
+Channels lie together in memory throughout: for images (B, C, H, T) in torch's channels-last format, elsewhere as the
+last axis. So normalisation is a scale and a shift of rows, and pointwise maps are matrix products.
 Source: Wang et al. 2023, "CAM++" (3D-Speaker's campplus_cn_common); spec 06 section 2.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +17,9 @@ from torch import Tensor, nn
 
 from indextts2.config import CampPlusConfig
 from indextts2.errors import AudioError, ConfigError, UsageError
+from indextts2.models.convolution import FrameConv
+from indextts2.models.dense import linear
+from indextts2.models.semantic.layers import PointwiseConv
 from indextts2.models.speaker.batch_norm import BatchNorm
 
 # Fixed by the published architecture: both residual stages and the last head convolution halve the frequency axis.
@@ -25,7 +32,7 @@ MIN_FRAMES = TDNN_STRIDE + 1
 
 
 class Nonlinear(nn.Module):
-    """BatchNorm and, unless told otherwise, ReLU."""
+    """BatchNorm and, unless told otherwise, ReLU: (..., C) -> (..., C)."""
 
     def __init__(self, channels: int, affine: bool = True, relu: bool = True) -> None:
         super().__init__()
@@ -34,7 +41,21 @@ class Nonlinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.batchnorm(x)
-        return F.relu(x) if self.relu else x
+        return F.relu(x, inplace=True) if self.relu else x
+
+
+def normalised(convolution: nn.Conv2d, norm: BatchNorm, x: Tensor) -> Tensor:
+    """The convolution of an image and the norm behind it, which outside of training is part of the weight."""
+    if norm.training:
+        return norm(convolution(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    scale, shift = norm.scale_and_shift()
+    weight = convolution.weight * scale[:, None, None, None]
+    if x.shape[1] > 1:
+        return F.conv2d(x, weight, shift, convolution.stride, convolution.padding)
+    # For a single input channel, torch's convolution is several times slower than a product with its nine neighbours.
+    padded, (rows, columns) = F.pad(x[:, 0], (1, 1, 1, 1)), x.shape[2:]
+    planes = [padded[:, row : row + rows, column : column + columns] for row in range(3) for column in range(3)]
+    return linear(torch.stack(planes, dim=1).permute(0, 2, 3, 1), weight.flatten(1), shift).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -52,8 +73,10 @@ class ResidualBlock(nn.Module):
             self.shortcut.append(BatchNorm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = F.relu(normalised(self.conv1, self.bn1, x), inplace=True)
+        if len(self.shortcut):
+            x = normalised(cast("nn.Conv2d", self.shortcut[0]), cast("BatchNorm", self.shortcut[1]), x)
+        return F.relu(normalised(self.conv2, self.bn2, y).add_(x), inplace=True)
 
 
 class ConvolutionHead(nn.Module):
@@ -70,13 +93,14 @@ class ConvolutionHead(nn.Module):
         self.bn2 = BatchNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x.unsqueeze(1))))
-        y = F.relu(self.bn2(self.conv2(self.layer2(self.layer1(y)))))
+        y = F.relu(normalised(self.conv1, self.bn1, x.unsqueeze(1)), inplace=True)
+        y = y.contiguous(memory_format=torch.channels_last)
+        y = F.relu(normalised(self.conv2, self.bn2, self.layer2(self.layer1(y))), inplace=True)
         return y.flatten(1, 2)
 
 
 class TimeDelayLayer(nn.Module):
-    """Convolution that halves the frame rate, BatchNorm, ReLU: (B, C_in, T) -> (B, C_out, U)."""
+    """Convolution that halves the frame rate, BatchNorm, ReLU: (B, C_in, T) -> (B, U, C_out)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -86,38 +110,36 @@ class TimeDelayLayer(nn.Module):
         self.nonlinear = Nonlinear(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.nonlinear(self.linear(x))
+        return self.nonlinear(self.linear(x).transpose(1, 2))
 
 
 class ContextAwareMask(nn.Module):
-    """Convolution (B, C, U) -> (B, G, U), gated by the means over the whole utterance and over segments of it."""
+    """Convolution (B, U, C) -> (B, U, G), gated by the means over the whole utterance and over segments of it."""
 
     def __init__(self, channels: int, growth: int, dilation: int, segment_frames: int) -> None:
         super().__init__()
         self.segment_frames = segment_frames
-        padding = dilation * (DENSE_KERNEL // 2)
-        self.linear_local = nn.Conv1d(channels, growth, DENSE_KERNEL, dilation=dilation, padding=padding, bias=False)
-        self.linear1 = nn.Conv1d(channels, channels // 2, 1)
-        self.linear2 = nn.Conv1d(channels // 2, growth, 1)
+        self.linear_local = FrameConv(channels, growth, DENSE_KERNEL, dilation, bias=False)
+        self.linear1 = PointwiseConv(channels, channels // 2)
+        self.linear2 = PointwiseConv(channels // 2, growth)
 
     def forward(self, x: Tensor) -> Tensor:
         # The gate is constant within a segment: it is computed once per segment. The last segment may be shorter,
         # its mean is over the frames it has.
-        segments = F.avg_pool1d(x, self.segment_frames, self.segment_frames, ceil_mode=True)
-        context = segments + x.mean(dim=-1, keepdim=True)
+        segments = torch.stack([segment.mean(dim=1) for segment in x.split(self.segment_frames, dim=1)], dim=1)
+        context = segments + x.mean(dim=1, keepdim=True)
         gate = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
-        frames = x.shape[-1]
-        return self.linear_local(x) * gate.repeat_interleave(self.segment_frames, dim=-1)[..., :frames]
+        return self.linear_local(x) * gate.repeat_interleave(self.segment_frames, dim=1)[:, : x.shape[1]]
 
 
 class DenseLayer(nn.Module):
-    """Bottleneck and context-aware mask: the G channels (B, G, U) that one layer adds to its input (B, C, U)."""
+    """Bottleneck and context-aware mask: the G channels (B, U, G) that one layer adds to its input (B, U, C)."""
 
     def __init__(self, config: CampPlusConfig, in_channels: int, dilation: int) -> None:
         super().__init__()
         bottleneck = config.bottleneck_channels
         self.nonlinear1 = Nonlinear(in_channels)
-        self.linear1 = nn.Conv1d(in_channels, bottleneck, 1, bias=False)
+        self.linear1 = PointwiseConv(in_channels, bottleneck, bias=False)
         self.nonlinear2 = Nonlinear(bottleneck)
         self.cam_layer = ContextAwareMask(bottleneck, config.growth_rate, dilation, config.segment_frames)
 
@@ -126,7 +148,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.ModuleDict):
-    """Layers `tdnnd1`, `tdnnd2`, ...; each reads all channels so far and appends G more."""
+    """Layers `tdnnd1`, `tdnnd2`, ...; each reads all channels (B, U, C) so far and appends G more."""
 
     def __init__(self, config: CampPlusConfig, in_channels: int, layers: int, dilation: int) -> None:
         growth = config.growth_rate
@@ -139,25 +161,25 @@ class DenseBlock(nn.ModuleDict):
         if torch.is_grad_enabled():
             # Autograd keeps each layer's input, which therefore may not be written to afterwards.
             for layer in self.values():
-                x = torch.cat([x, layer(x)], dim=1)
+                x = torch.cat([x, layer(x)], dim=-1)
             return x
-        whole = x.new_empty(x.shape[0], self.out_channels, x.shape[2])
-        filled = x.shape[1]
-        whole[:, :filled] = x
+        whole = x.new_empty(*x.shape[:2], self.out_channels)
+        filled = x.shape[-1]
+        whole[..., :filled] = x
         for layer in self.values():
-            added = layer(whole[:, :filled])
-            whole[:, filled : filled + added.shape[1]] = added
-            filled += added.shape[1]
+            added = layer(whole[..., :filled])
+            whole[..., filled : filled + added.shape[-1]] = added
+            filled += added.shape[-1]
         return whole
 
 
 class TransitLayer(nn.Module):
-    """BatchNorm, ReLU, pointwise convolution that halves the channels."""
+    """BatchNorm, ReLU, pointwise convolution that halves the channels: (B, U, C) -> (B, U, C / 2)."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
         self.nonlinear = Nonlinear(in_channels)
-        self.linear = nn.Conv1d(in_channels, in_channels // 2, 1, bias=False)
+        self.linear = PointwiseConv(in_channels, in_channels // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.nonlinear(x))
@@ -168,16 +190,19 @@ class EmbeddingLayer(nn.Module):
 
     def __init__(self, in_channels: int, embedding_size: int) -> None:
         super().__init__()
-        self.linear = nn.Conv1d(in_channels, embedding_size, 1, bias=False)
+        self.linear = PointwiseConv(in_channels, embedding_size, bias=False)
         self.nonlinear = Nonlinear(embedding_size, affine=False, relu=False)
 
     def forward(self, stats: Tensor) -> Tensor:
-        return self.nonlinear(self.linear(stats.unsqueeze(-1))).squeeze(-1)
+        return self.nonlinear(self.linear(stats))
 
 
 def statistics_pooling(x: Tensor) -> Tensor:
-    """Mean and unbiased standard deviation over time: (B, C, U >= 2) -> (B, 2 C)."""
-    return torch.cat([x.mean(dim=-1), x.std(dim=-1, unbiased=True)], dim=-1)
+    """Mean and unbiased standard deviation over time: (B, U >= 2, C) -> (B, 2 C)."""
+    mean = x.mean(dim=1, keepdim=True)
+    # Faster than torch's own deviation; the norm has a gradient of zero where all frames are alike, a root has none.
+    deviation = torch.linalg.vector_norm(x - mean, dim=1) * (x.shape[1] - 1) ** -0.5
+    return torch.cat([mean.squeeze(1), deviation], dim=-1)
 
 
 class XVector(nn.ModuleDict):
