@@ -36,13 +36,15 @@ class BatchNorm(nn.Module):
         self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            scale, shift = self.scale_and_shift()
-            return torch.addcmul(shift, x, scale)
+        if self.training:
+            return self.normalise_batch(x.reshape(-1, x.shape[-1])).view(x.shape)
+        scale, shift = self.scale_and_shift()
+        return torch.addcmul(shift, x, scale)
+
+    def normalise_batch(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, ...) by its own statistics, and update the running ones."""
         self._kept = Kept()  # torch does not count the changes that it makes to the statistics
-        rows = x.reshape(-1, x.shape[-1])
-        y = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, True, MOMENTUM, EPS)
-        return y.view(x.shape)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, MOMENTUM, EPS)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The map (C), (C) by which the running statistics normalise: x -> x * scale + shift."""

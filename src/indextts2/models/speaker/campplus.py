@@ -2,8 +2,8 @@
 
 Axes: B batch, T fbank frames (100 Hz), U frames after the first time-delay layer (50 Hz), M mel bins,
 H frequency rows, C channels, G growth (channels that a dense layer adds), S segments of `segment_frames`.
-Channels lie together in memory throughout: for images (B, C, H, T) in torch's channels-last format, elsewhere as the
-last axis. So normalisation is a scale and a shift of rows, and pointwise maps are matrix products.
+Channels lie together in memory: as the last axis, and in inference also those of images (B, C, H, T), which are in
+torch's channels-last format. So normalisation is a scale and a shift of rows, pointwise maps are matrix products.
 Source: Wang et al. 2023, "CAM++" (3D-Speaker's campplus_cn_common); spec 06 section 2.
 """
 
@@ -47,7 +47,7 @@ class Nonlinear(nn.Module):
 def normalised(convolution: nn.Conv2d, norm: BatchNorm, x: Tensor) -> Tensor:
     """The convolution of an image and the norm behind it, which outside of training is part of the weight."""
     if norm.training:
-        return norm(convolution(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return norm.normalise_batch(convolution(x))
     scale, shift = norm.scale_and_shift()
     weight = convolution.weight * scale[:, None, None, None]
     if x.shape[1] > 1:
@@ -94,7 +94,9 @@ class ConvolutionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(normalised(self.conv1, self.bn1, x.unsqueeze(1)), inplace=True)
-        y = y.contiguous(memory_format=torch.channels_last)
+        # The faster format; but with it, torch 2.13 crashes on the way back of a convolution of few channels.
+        training = torch.is_grad_enabled()
+        y = y.contiguous(memory_format=torch.contiguous_format if training else torch.channels_last)
         y = F.relu(normalised(self.conv2, self.bn2, self.layer2(self.layer1(y))), inplace=True)
         return y.flatten(1, 2)
 
