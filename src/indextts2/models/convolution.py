@@ -1,4 +1,4 @@
-"""Convolutions over frames that stay frame-major, (B,T,C), in inference as products with the frames under the kernel.
+"""Convolutions over frames that stay frame-major, (B,T,C), as products.
 
 Legend: B batch, T frames, C or I input channels, O output channels, K taps.
 """
@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from indextts2.models.dense import Kept, linear
 
 
+class PointwiseConv(nn.Conv1d):
+    """Convolution of kernel 1, (B,T,I) -> (B,T,O): a linear map whose weight keeps the checkpoint's shape (O,I,1)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.squeeze(-1), self.bias)
+
+
 class FrameConv(nn.Conv1d):
     """Convolution (B,T,I) -> (B,T,O) with zeros beyond both ends; the weight keeps its shape (O,I,K), K odd.
 
-    In inference the weight is kept in the order of a product: torch's convolution brings it into an order of its own
-    in every call, which takes as long as the convolution of a short utterance.
+    In inference a product with the frames under the kernel, the weight kept in its order: torch's convolution brings
+    it into an order of its own in every call, which takes as long as the convolution of a short utterance.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int = 1, bias: bool = True) -> None:

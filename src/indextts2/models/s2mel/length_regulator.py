@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from indextts2.config import LengthRegulatorConfig
 from indextts2.errors import GenerationError
-from indextts2.models.convolution import FrameConv
+from indextts2.models.convolution import FrameConv, PointwiseConv
 from indextts2.models.dense import Linear
-from indextts2.models.semantic.layers import PointwiseConv
 
 KERNEL = 3
 

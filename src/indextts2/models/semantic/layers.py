@@ -6,20 +6,9 @@ Axes: B batch, T frames (50 Hz), C channels. Activations are (B, T, C).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from indextts2.errors import UsageError
-from indextts2.models.dense import linear
-
-
-class PointwiseConv(nn.Conv1d):
-    """Convolution of kernel 1 on (B, T, C): a linear map whose weight keeps the checkpoint's shape (C_out, C_in, 1)."""
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.squeeze(-1), self.bias)
 
 
 def boolean_mask(mask: Tensor | None, frames: Tensor) -> Tensor | None:

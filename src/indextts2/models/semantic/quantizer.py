@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from indextts2.config import SemanticCodecConfig
 from indextts2.errors import GenerationError
-from indextts2.models.semantic.layers import PointwiseConv
+from indextts2.models.convolution import PointwiseConv
 
 # Rows looked up at once: bounds the table of similarities (rows x codes) to 32 MiB at 8192 codes.
 LOOKUP_ROWS = 1024

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from indextts2.config import W2VBertConfig
 from indextts2.errors import ConfigError
+from indextts2.models.convolution import PointwiseConv
 from indextts2.models.dense import Linear
-from indextts2.models.semantic.layers import PointwiseConv, boolean_mask, check_frames, zero_masked
+from indextts2.models.semantic.layers import boolean_mask, check_frames, zero_masked
 from indextts2.models.semantic.relative_attention import RelativeKeyAttention
 
 

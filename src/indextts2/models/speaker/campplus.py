@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from indextts2.config import CampPlusConfig
 from indextts2.errors import AudioError, ConfigError, UsageError
-from indextts2.models.convolution import FrameConv
+from indextts2.models.convolution import FrameConv, PointwiseConv
 from indextts2.models.dense import linear
-from indextts2.models.semantic.layers import PointwiseConv
 from indextts2.models.speaker.batch_norm import BatchNorm
 
 # Fixed by the published architecture: both residual stages and the last head convolution halve the frequency axis.
@@ -94,9 +93,9 @@ class ConvolutionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(normalised(self.conv1, self.bn1, x.unsqueeze(1)), inplace=True)
-        # The faster format; but with it, torch 2.13 crashes on the way back of a convolution of few channels.
-        training = torch.is_grad_enabled()
-        y = y.contiguous(memory_format=torch.contiguous_format if training else torch.channels_last)
+        # The faster format; but with it, the gradient of a convolution of four channels crashed torch 2.13.
+        plain = torch.is_grad_enabled()
+        y = y.contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last)
         y = F.relu(normalised(self.conv2, self.bn2, self.layer2(self.layer1(y))), inplace=True)
         return y.flatten(1, 2)
 
